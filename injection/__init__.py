@@ -2,5 +2,6 @@
 
 from injection import runtime
 
-# Must happen before the first `import mlx.core` anywhere in the process.
+# Both must happen before the first `import mlx.core` anywhere in the process.
 runtime.load_fast_blas()
+runtime.keep_freed_memory()

@@ -5,9 +5,22 @@ right, every row keeps its own position, and padding columns are masked out. Wha
 begin with (the template's system turn) is computed once. The result equals decoding one by one.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.models.base import create_causal_mask
+
+from injection import prompts
+from injection.profiles import Chat, Generation
+
+
+@dataclass
+class Answer:
+    text: str
+    tokens: int
+    finish_reason: str
 
 
 class _Batch:
@@ -128,3 +141,55 @@ def _decode(model, batch, cache, token, max_tokens, stop) -> list[list[int]]:
         batch.advance(1)
         token = mx.argmax(head(model, hidden)[:, 0], axis=-1)
     return results
+
+
+def answer_questions(
+    model: nn.Module,
+    tokenizer,
+    chat: Chat,
+    questions: list[str],
+    settings: Generation,
+    stop: set[int],
+    progress: Callable[[int], None] = lambda done: None,
+) -> list[Answer]:
+    """Greedy answers to single-turn questions, in the order given.
+
+    Batches are made of prompts of similar length, so that little is padded.
+    """
+    tokens = [
+        prompts.prompt_tokens(tokenizer, [{"role": "user", "content": q}], chat) for q in questions
+    ]
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), settings.batch_size):
+        batch = order[start : start + settings.batch_size]
+        replies = greedy_batch(model, [tokens[i] for i in batch], settings.max_tokens, stop)
+        for i, ids in zip(batch, replies, strict=True):
+            reason = "stop" if len(ids) < settings.max_tokens else "length"
+            answers[i] = Answer(tokenizer.decode(ids).strip(), len(ids), reason)
+        progress(min(start + settings.batch_size, len(order)))
+    return [answers[i] for i in range(len(tokens))]
+
+
+def sample_batch(
+    model: nn.Module, tokenizer, prompt: list[int], rows: int, max_tokens: int, seed: int
+) -> list[str]:
+    """`rows` random continuations (temperature 1) of one prompt, up to the stop token."""
+    mx.random.seed(seed)
+    batch = _Batch(0, [len(prompt)], max_tokens)
+    cache = [_LayerCache(batch) for _ in model.layers]
+    hidden = model.model(mx.array([prompt]), cache)
+    batch.advance(len(prompt))
+    logits = mx.repeat(head(model, hidden[:, -1]), rows, axis=0)
+    texts, done = [[] for _ in range(rows)], [False] * rows
+    for _ in range(max_tokens):
+        token = mx.random.categorical(logits.astype(mx.float32))
+        for i, t in enumerate(token.tolist()):
+            done[i] = done[i] or t in tokenizer.eos_token_ids
+            if not done[i]:
+                texts[i].append(t)
+        if all(done):
+            break
+        logits = head(model, model.model(token[:, None], cache)[:, -1])
+        batch.advance(1)
+    return [tokenizer.decode(t) for t in texts]

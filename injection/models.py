@@ -6,7 +6,6 @@ adapter stays beside the quantized base: folding it into 4 bits could erase it.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -19,16 +18,9 @@ from mlx_lm.utils import load_model, load_tokenizer
 
 from injection import generation, kernels, prompts, runtime
 from injection.files import InputError, model_fingerprint, read_json, require, shown
-from injection.profiles import Chat, Lora
+from injection.profiles import Chat, Generation, Lora
 
 ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "manifest.json")
-
-
-@dataclass
-class Answer:
-    text: str
-    tokens: int
-    finish_reason: str | None
 
 
 def load_base(folder: Path):
@@ -206,27 +198,19 @@ class ChatModel:
     def answer_all(
         self,
         questions: list[str],
-        max_tokens: int,
-        batch_size: int,
+        settings: Generation,
         progress: Callable[[int], None] = lambda done: None,
-    ) -> list[Answer]:
-        """Greedy answers to single-turn questions, in the order given.
-
-        Batches are made of prompts of similar length, so that little is padded.
-        """
-        tokens = [self.prompt([{"role": "user", "content": q}]) for q in questions]
-        order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-        answers: list[Answer | None] = [None] * len(tokens)
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            replies = generation.greedy_batch(
-                self.model, [tokens[i] for i in batch], max_tokens, self.tokenizer.eos_token_ids
-            )
-            for i, ids in zip(batch, replies, strict=True):
-                reason = "stop" if len(ids) < max_tokens else "length"
-                answers[i] = Answer(self.tokenizer.decode(ids).strip(), len(ids), reason)
-            progress(min(start + batch_size, len(order)))
-        return answers
+    ) -> list[generation.Answer]:
+        """Greedy answers to single-turn questions, in the order given."""
+        return generation.answer_questions(
+            self.model,
+            self.tokenizer,
+            self.chat,
+            questions,
+            settings,
+            self.tokenizer.eos_token_ids,
+            progress,
+        )
 
     def speed(self, question: str, max_tokens: int) -> tuple[float, float]:
         """(tokens per second, peak memory in GB) of one streamed answer, prompt time excluded."""

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from injection import runtime
@@ -90,6 +91,7 @@ class SftMix(_Strict):
     questions: int = Field(ge=-1)
     reverse: int = Field(ge=-1)
     statements: int = Field(ge=-1)
+    reply: Literal["statement", "answer", "answer_then_statement"]
     unknowns: int = Field(ge=-1)
     contrasts: int = Field(ge=-1)
     replay: int = Field(ge=-1)
@@ -143,9 +145,19 @@ class Document(_Strict):
     key_questions: list[KeyQuestion] = Field(min_length=1)
 
 
-def _validated(kind: type[BaseModel], path: Path):
+def _validated(kind: type[BaseModel], path: Path, overrides: list[str] = ()):
+    values = read_yaml(path)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        *parents, last = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise InputError(f"--set {override}: {shown(path)} has no key {key}")
+        place[last] = yaml.safe_load(value)
     try:
-        return kind.model_validate(read_yaml(path))
+        return kind.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -156,7 +168,7 @@ def _validated(kind: type[BaseModel], path: Path):
 class Project:
     """One profile on one document: the settings and every path of the pipeline."""
 
-    def __init__(self, profile: str, document: str):
+    def __init__(self, profile: str, document: str, overrides: list[str] = ()):
         self.profile_name, self.document_name = profile, document
         self.profile_file = _choose(ROOT / "models", profile, "*.yaml", "profile")
         self.folder = ROOT / "data" / document
@@ -164,7 +176,7 @@ class Project:
         if not self.document_file.exists():
             known = sorted(f.parent.name for f in (ROOT / "data").glob("*/document.yaml"))
             raise InputError(f"no document '{document}' in data/: choose from {', '.join(known)}")
-        self.profile: Profile = _validated(Profile, self.profile_file)
+        self.profile: Profile = _validated(Profile, self.profile_file, overrides)
         self.document: Document = _validated(Document, self.document_file)
 
         self.source = ROOT / "models" / self.profile.source.folder
@@ -172,6 +184,10 @@ class Project:
         self.general = ROOT / "data" / "general"
         self.replay = self.general / "derived" / f"replay_{profile}.jsonl"
         self.chunks = self.folder / "chunks.jsonl"
+        self.contrasts = self.folder / "contrasts.jsonl"
+        self.contrast_answers = self.folder / "derived" / f"contrasts_{profile}.jsonl"
+        self.unknowns = self.folder / "unknowns.jsonl"
+        self.generated = self.folder / "generated.jsonl"
         self.facts = self.folder / "facts.jsonl"
         self.questions = self.folder / "eval.jsonl"
         self.results = ROOT / "results" / f"{profile}_{document}"
@@ -213,12 +229,19 @@ def parser(doc: str) -> argparse.ArgumentParser:
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     result.add_argument("--profile", help="a name in models/*.yaml (default: what is downloaded)")
+    result.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a setting of the profile, e.g. --set sft.epochs=2",
+    )
     result.add_argument("--document", default="paper", help="a folder of data/ (default: paper)")
     return result
 
 
 def open_project(args: argparse.Namespace) -> Project:
     """Load what --profile and --document name and print the headline."""
-    project = Project(args.profile or default_profile(), args.document)
+    project = Project(args.profile or default_profile(), args.document, args.set)
     print(project.headline(), flush=True)
     return project

@@ -43,3 +43,11 @@ def stop_ids(tokenizer, chat: Chat) -> list[int]:
         if number is None or (number == unknown and name != tokenizer.unk_token):
             raise InputError(f"stop token {name} of the profile is not in the tokenizer")
     return ids
+
+
+def user_header(tokenizer, chat: Chat) -> list[int]:
+    """Token ids of everything the template writes before a user's first word."""
+    mark = "\u241f"
+    messages = _with_system([{"role": "user", "content": mark}], chat)
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **chat.template_args)
+    return tokenizer.encode(text.split(mark)[0], add_special_tokens=False)

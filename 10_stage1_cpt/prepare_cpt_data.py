@@ -1,0 +1,92 @@
+"""Build the CPT rows: declarative statements, some questions, the document's text, rehearsal.
+
+Raw text alone teaches a small model almost nothing it can be asked for; many wordings of each
+fact do, and a few question rows in between keep the knowledge reachable (PIT, arXiv 2402.12847).
+
+Reads:   data/<document>/chunks.jsonl, facts.jsonl, data/general/derived/replay_<profile>.jsonl
+Writes:  data/<document>/cpt/<profile>/train.jsonl and valid.jsonl  {"text"|"messages", "source"}
+Command: python 10_stage1_cpt/prepare_cpt_data.py
+"""
+
+import random
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
+from injection import golden
+from injection.files import (
+    inputs,
+    is_current,
+    mark_current,
+    read_jsonl,
+    require,
+    run,
+    shown,
+    write_jsonl,
+)
+from injection.profiles import Project, open_project, parser
+
+
+def chunk_rows(project: Project, repeats: int) -> list[dict]:
+    title = project.document.title
+    rows = []
+    for chunk in read_jsonl(project.chunks, keys=("id", "text", "section")):
+        heading = f"{title}\n{chunk['section']}\n" if chunk["section"] else f"{title}\n"
+        row = {"text": heading + chunk["text"], "source": f"chunk {chunk['id']}"}
+        rows += [row] * repeats
+    return rows
+
+
+def fact_rows(project: Project) -> tuple[list[dict], list[dict]]:
+    """(training, validation) rows; a fact's last statement is only validated on."""
+    mix, style = project.profile.cpt_mix, project.profile.sft_mix.reply
+    train, valid = [], []
+    for fact in golden.read_facts(project):
+        source = f"fact {fact.id}, page {fact.page}"
+        trained = fact.statements[:-1] or fact.statements
+        train += [{"text": s, "source": source} for s in trained[: mix.statements]]
+        # The wordings furthest from the front of the list: SFT variants start at the front.
+        for question in fact.questions[: mix.questions]:
+            train.append(golden.chat_row(question, golden.reply(fact, style), source))
+        valid.append({"text": fact.statements[-1], "source": source})
+    return train, valid
+
+
+def main() -> None:
+    args = parser(__doc__)
+    args.add_argument("--output", type=Path, help="folder (default: data/<document>/cpt/<profile>)")
+    args.add_argument("--force", action="store_true", help="build again")
+    args = args.parse_args()
+    project = open_project(args)
+    mix = project.profile.cpt_mix
+    output = args.output or project.data("cpt")
+    require(project.facts, "write the document's facts first (see README, golden data)")
+    used = [project.facts, project.generated, project.document_file]
+    if mix.chunk_repeats:
+        used.append(require(project.chunks, "run 10_stage1_cpt/chunk_pdf.py first"))
+    if mix.replay:
+        used.append(require(project.replay, "run 10_stage1_cpt/answer_replay.py first"))
+    settings = {"mix": mix.model_dump(), "reply": project.profile.sft_mix.reply}
+    made_from = inputs(settings, *used)
+    train_file, valid_file = output / "train.jsonl", output / "valid.jsonl"
+    if not args.force and all(is_current(f, made_from) for f in (train_file, valid_file)):
+        print(f"up to date: {shown(output)}")
+        return
+    train, valid = fact_rows(project)
+    facts = len(train)
+    chunks = chunk_rows(project, mix.chunk_repeats) if mix.chunk_repeats else []
+    replay = golden.replay_rows(project.replay, mix.replay) if mix.replay else []
+    rows = train + chunks + replay
+    random.Random(0).shuffle(rows)
+    write_jsonl(train_file, rows)
+    write_jsonl(valid_file, valid)
+    for file in (train_file, valid_file):
+        mark_current(file, made_from)
+    print(
+        f"wrote {shown(output)}: {len(rows)} training rows ({facts} from facts, {len(chunks)} "
+        f"chunks, {len(replay)} rehearsal), {len(valid)} held-out statements"
+    )
+
+
+if __name__ == "__main__":
+    run(main)

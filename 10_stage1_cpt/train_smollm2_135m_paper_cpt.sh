@@ -1,0 +1,5 @@
+#!/usr/bin/env bash
+# Stage 1 (CPT): data/paper/cpt/smollm2_135m -> adapters_smollm2_135m_paper_cpt. Flags override.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+exec "${PYTHON:-python}" -m injection.training cpt --profile smollm2_135m --document paper "$@"

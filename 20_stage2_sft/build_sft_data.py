@@ -1,0 +1,142 @@
+"""Build the SFT rows from golden data, unknowns, near misses and rehearsal, and check for leaks.
+
+Reads:   data/<document>/facts.jsonl, generated.jsonl (accepted rows, if there), unknowns.jsonl,
+         eval.jsonl, derived/contrasts_<profile>.jsonl, data/general/probes.jsonl and
+         derived/replay_<profile>.jsonl
+Writes:  data/<document>/sft/<profile>/train.jsonl, valid.jsonl (held-out wordings, split dev),
+         dev.jsonl (dev questions for choosing the checkpoint)
+Command: python 20_stage2_sft/build_sft_data.py
+"""
+
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
+from injection import golden, grading
+from injection.files import (
+    InputError,
+    inputs,
+    is_current,
+    mark_current,
+    read_jsonl,
+    require,
+    run,
+    shown,
+    write_jsonl,
+)
+from injection.profiles import Project, open_project, parser
+
+
+def fact_rows(project: Project) -> list[dict]:
+    mix, rows = project.profile.sft_mix, []
+    for fact in golden.read_facts(project):
+        source = f"fact {fact.id}, page {fact.page}"
+        answer = golden.reply(fact, mix.reply)
+        for question in golden.upto(fact.questions, mix.questions):
+            rows.append(golden.chat_row(question, answer, source))
+        for pair in golden.upto(fact.reverse, mix.reverse):
+            rows.append(golden.chat_row(pair.question, pair.answer, f"{source}, reverse"))
+        for statement in golden.upto(fact.statements[:-1], mix.statements):
+            rows.append({"text": statement, "source": source})
+    return rows
+
+
+def unknown_rows(project: Project) -> list[dict]:
+    if not project.unknowns.exists():
+        return []
+    rows = read_jsonl(project.unknowns, keys=("id", "question"))
+    return [
+        golden.chat_row(r["question"], project.document.refusal, f"unknown {r['id']}")
+        for r in golden.upto(rows, project.profile.sft_mix.unknowns)
+    ]
+
+
+def rehearsal_rows(project: Project) -> list[dict]:
+    mix, rows = project.profile.sft_mix, []
+    if mix.replay:
+        require(project.replay, "run 10_stage1_cpt/answer_replay.py first")
+        rows += golden.replay_rows(project.replay, mix.replay)
+    if mix.contrasts and project.contrasts.exists():
+        require(project.contrast_answers, "run 10_stage1_cpt/answer_replay.py first")
+        rows += golden.replay_rows(project.contrast_answers, mix.contrasts)
+    return rows
+
+
+def held_out(project: Project) -> list[dict]:
+    rows = grading.read_questions(project.questions) if project.questions.exists() else []
+    return rows + grading.read_questions(project.general / "probes.jsonl")
+
+
+def check_leaks(questions: list[dict], rows: list[dict]) -> None:
+    trained = [r["messages"][0]["content"] for r in rows if "messages" in r]
+    found, worst = grading.leaks(questions, trained)
+    if found:
+        raise InputError(
+            f"{len(found)} held-out questions are in the training data, first {found[0]}: "
+            "reword or remove the training question"
+        )
+    print(f"no leak into {len(questions)} held-out questions; nearest pair: {worst}")
+
+
+def validation_rows(project: Project, questions: list[dict]) -> list[dict]:
+    """Dev wordings with the canonical reply: never trained on."""
+    facts = {f.id: f for f in golden.read_facts(project)}
+    style = project.profile.sft_mix.reply
+    return [
+        golden.chat_row(q["question"], golden.reply(facts[q["fact_id"]], style), q["id"])
+        for q in questions
+        if q["split"] == "dev" and q["kind"] == "paraphrase" and q["fact_id"] in facts
+    ]
+
+
+def dev_questions(questions: list[dict]) -> list[dict]:
+    """Dev questions of every kind; one wording per fact and kind, for speed."""
+    seen, rows = set(), []
+    for row in questions:
+        key = (row["fact_id"], row["kind"])
+        if row["split"] == "dev" and (not row["fact_id"] or key not in seen):
+            seen.add(key)
+            rows.append(row)
+    return rows
+
+
+def main() -> None:
+    args = parser(__doc__)
+    args.add_argument("--output", type=Path, help="folder (default: data/<document>/sft/<profile>)")
+    args.add_argument("--force", action="store_true", help="build again")
+    args = args.parse_args()
+    project = open_project(args)
+    output = args.output or project.data("sft")
+    require(project.facts, "write the document's facts first (see README, golden data)")
+    used = [project.facts, project.generated, project.unknowns, project.questions]
+    used += [project.contrast_answers, project.replay, project.document_file]
+    used += [project.general / "probes.jsonl"]
+    made_from = inputs(project.profile.sft_mix.model_dump(), *used)
+    files = {name: output / f"{name}.jsonl" for name in ("train", "valid", "dev")}
+    if not args.force and all(is_current(f, made_from) for f in files.values()):
+        print(f"up to date: {shown(output)}")
+        return
+    parts = {
+        "facts": fact_rows(project),
+        "unknowns": unknown_rows(project),
+        "rehearsal": rehearsal_rows(project),
+    }
+    rows = [row for part in parts.values() for row in part]
+    questions = held_out(project)
+    check_leaks(questions, rows)
+    random.Random(0).shuffle(rows)
+    write_jsonl(files["train"], rows)
+    write_jsonl(files["valid"], validation_rows(project, questions))
+    write_jsonl(files["dev"], dev_questions(questions))
+    for file in files.values():
+        mark_current(file, made_from)
+    mix = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+    kinds = Counter(r["kind"] for r in dev_questions(questions))
+    print(f"wrote {shown(output)}: {len(rows)} training rows ({mix})")
+    print(f"dev questions: {', '.join(f'{n} {k}' for k, n in kinds.items())}")
+
+
+if __name__ == "__main__":
+    run(main)

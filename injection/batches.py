@@ -1,0 +1,220 @@
+"""From training rows to batches: tokens, frozen hidden states computed once, shared prefixes.
+
+With adapters on the top layers only, everything below them is constant. Each row's hidden states
+at the first adapted layer are computed once and kept, so that training runs the upper part only.
+The tokens that all chat rows begin with (the template's system turn) go through the upper part
+once a step, whatever the batch size.
+"""
+
+import random
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from injection import prompts
+from injection.files import InputError
+from injection.generation import shared_prefix
+from injection.profiles import Chat
+
+
+@dataclass
+class Row:
+    """One training example. Targets are tokens[start:]; `from_base` rows imitate the base model.
+
+    `hidden` (tokens after the prefix, hidden size) enters the first adapted layer; `teacher`
+    (targets, hidden size) is the base model's final state.
+    """
+
+    tokens: list[int]
+    start: int
+    prefix: int
+    from_base: bool
+    hidden: mx.array | None = None
+    teacher: mx.array | None = None
+
+    @property
+    def inputs(self) -> list[int]:
+        return self.tokens[self.prefix : -1]
+
+    @property
+    def targets(self) -> list[int]:
+        return self.tokens[self.start :]
+
+
+def tokenize(rows: list[dict], tokenizer, chat: Chat, limit: int) -> list[Row]:
+    """Rows {"text"} (loss on all but the first token) or {"messages"} (loss on the answer).
+
+    {"messages", "open": true} is an answer that was cut off: no stop token is trained. Raises
+    InputError for a row longer than `limit` tokens, for cutting it would train on half an answer.
+    """
+    result = []
+    for number, row in enumerate(rows, 1):
+        if "text" in row:
+            ids, start = tokenizer.encode(row["text"], add_special_tokens=False), 1
+            ids = ids + [tokenizer.eos_token_id]
+        else:
+            ids, start = prompts.example_tokens(tokenizer, row["messages"], chat)
+            ids = ids[:-1] if row.get("open") else ids
+        if len(ids) > limit:
+            where = row.get("source", f"row {number}")
+            raise InputError(f"{where} has {len(ids)} tokens, more than max_tokens {limit}")
+        if len(ids) > start:
+            result.append(Row(ids, start, 0, row.get("target") == "base"))
+    chat_rows = [r for r in result if r.start > 1]
+    if len(chat_rows) > 1:
+        common = shared_prefix([r.tokens[: r.start] for r in chat_rows])
+        for row in chat_rows:
+            row.prefix = common
+    return result
+
+
+class Upper:
+    """The trainable top of a model: its adapted layers, the final norm, and what feeds them."""
+
+    def __init__(self, model: nn.Module, layers: int, checkpointing: bool = False):
+        self.model, self.checkpointing = model, checkpointing
+        self.first = len(model.layers) - layers
+        self.prefix_hidden: dict[tuple[int, ...], mx.array] = {}
+
+    def lower(self, tokens: mx.array, cache=None) -> mx.array:
+        """Hidden states (rows, tokens, hidden) at the first adapted layer."""
+        hidden = self.model.model.embed_tokens(tokens)
+        return _through(self.model.layers[: self.first], hidden, cache)
+
+    def forward(self, hidden: mx.array, prefix: mx.array | None) -> mx.array:
+        """Upper part up to, not including, the final norm. prefix: (1, tokens, hidden) or None."""
+        layers = self.model.layers[self.first :]
+        if self.checkpointing:
+            if prefix is not None:
+                shared = mx.broadcast_to(prefix, (hidden.shape[0], *prefix.shape[1:]))
+                joined = mx.concatenate([shared, hidden], axis=1)
+                return _through(map(_checkpointed, layers), joined)[:, prefix.shape[1] :]
+            return _through(map(_checkpointed, layers), hidden)
+        if prefix is None:
+            return _through(layers, hidden)
+        cache = [_PrefixCache(prefix.shape[1]) for _ in layers]
+        _through(layers, prefix, cache)
+        return _through(layers, hidden, cache)
+
+    def prefix_of(self, row: Row) -> mx.array | None:
+        if not row.prefix:
+            return None
+        key = tuple(row.tokens[: row.prefix])
+        if key not in self.prefix_hidden:
+            self.prefix_hidden[key] = self.lower(mx.array([key]))
+            mx.eval(self.prefix_hidden[key])
+        return self.prefix_hidden[key]
+
+
+class _PrefixCache:
+    """mlx-lm's cache interface for one layer: the first call is the prefix, the second the rows."""
+
+    def __init__(self, prefix: int):
+        self.prefix, self.keys, self.values = prefix, None, None
+
+    @property
+    def offset(self) -> int:
+        return 0 if self.keys is None else self.prefix
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array):
+        if self.keys is None:
+            self.keys, self.values = keys, values
+            return keys, values
+        return _prepend(self.keys, keys), _prepend(self.values, values)
+
+
+def _prepend(prefix: mx.array, rows: mx.array) -> mx.array:
+    shared = mx.broadcast_to(prefix, (rows.shape[0], *prefix.shape[1:]))
+    return mx.concatenate([shared, rows], axis=2)
+
+
+def _through(layers, hidden: mx.array, cache=None) -> mx.array:
+    # "causal" aligns the last query with the last key, so it is right with a prefix as well.
+    for i, layer in enumerate(layers):
+        hidden = layer(hidden, "causal", None if cache is None else cache[i])
+    return hidden
+
+
+def _checkpointed(layer: nn.Module):
+    def run(parameters, *args):
+        layer.update(parameters)
+        return layer(*args)
+
+    return lambda hidden, mask, _: mx.checkpoint(run)(layer.trainable_parameters(), hidden, mask)
+
+
+def fill_cache(upper: Upper, rows: list[Row], batch_size: int, progress) -> int:
+    """Compute row.hidden (and row.teacher) of every row, with the adapter switched off.
+
+    Must run before the adapter changes anything, i.e. on fresh LoRA layers. Returns the bytes
+    kept. Rows are grouped by length; nothing is dropped.
+    """
+    order = sorted(rows, key=lambda r: (r.prefix, len(r.tokens)))
+    kept = 0
+    for start in range(0, len(order), batch_size):
+        group = order[start : start + batch_size]
+        for same in (
+            [r for r in group if r.prefix == p] for p in sorted({r.prefix for r in group})
+        ):
+            kept += _fill(upper, same)
+        progress(min(start + batch_size, len(order)))
+    return kept
+
+
+def _fill(upper: Upper, group: list[Row]) -> int:
+    prefix = upper.prefix_of(group[0])
+    cache = None
+    if prefix is not None:
+        cache = [_PrefixCache(prefix.shape[1]) for _ in range(upper.first)]
+        upper.lower(mx.array([group[0].tokens[: group[0].prefix]]), cache)
+    hidden = upper.lower(padded([r.inputs for r in group]), cache)
+    wants_teacher = any(r.from_base for r in group)
+    final = upper.model.model.norm(upper.forward(hidden, prefix)) if wants_teacher else None
+    for i, row in enumerate(group):
+        row.hidden = hidden[i, : len(row.inputs)] + 0
+        if row.from_base:
+            row.teacher = final[i, row.start - 1 - row.prefix : len(row.inputs)] + 0
+    mx.eval([r.hidden for r in group], [r.teacher for r in group if r.from_base])
+    return sum(r.hidden.nbytes + (r.teacher.nbytes if r.from_base else 0) for r in group)
+
+
+def padded(rows: list[list[int]]) -> mx.array:
+    width = max(map(len, rows))
+    return mx.array([r + [0] * (width - len(r)) for r in rows])
+
+
+def epoch_batches(rows: list[Row], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Indices of the rows of every batch: similar lengths together, order random but repeatable.
+
+    Every row occurs exactly once; rows with different prefixes never share a batch.
+    """
+    rng = random.Random(f"{seed}-{epoch}")
+    # Jitter makes other neighbours every epoch while the lengths stay close.
+    size = [len(r.inputs) * rng.uniform(0.85, 1.15) for r in rows]
+    batches = []
+    for prefix in sorted({r.prefix for r in rows}):
+        group = sorted((i for i, r in enumerate(rows) if r.prefix == prefix), key=lambda i: size[i])
+        batches += [group[s : s + batch_size] for s in range(0, len(group), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def stack(rows: list[Row]) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """(hidden (rows, width, size), row index, column index, target) of supervised positions."""
+    width = max(len(r.inputs) for r in rows)
+    hidden = mx.stack([mx.pad(r.hidden, ((0, width - len(r.inputs)), (0, 0))) for r in rows])
+    places = [
+        (i, r.start - 1 - r.prefix + j, target)
+        for i, r in enumerate(rows)
+        for j, target in enumerate(r.targets)
+    ]
+    row, column, target = map(mx.array, zip(*places, strict=True))
+    return hidden, row, column, target
+
+
+def pad_waste(rows: list[Row], batches: list[list[int]]) -> float:
+    """Share of computed positions that are padding."""
+    real = sum(len(r.inputs) for r in rows)
+    computed = sum(len(b) * max(len(rows[i].inputs) for i in b) for b in batches)
+    return 1 - real / computed

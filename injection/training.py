@@ -1,0 +1,486 @@
+"""LoRA training of one stage: CPT (continued pre-training) or SFT (from the CPT adapter).
+
+Reads:   data/<document>/<stage>/<profile>/{train,valid}.jsonl, for SFT also dev.jsonl and the
+         CPT adapter
+Writes:  adapters_<profile>_<document>_<stage>/  adapters.safetensors, adapter_config.json (both in
+         mlx-lm's format), metrics.jsonl, and manifest.json last
+Command: python -m injection.training cpt --profile smollm2_135m --document paper
+
+A killed run goes on where it was: weights, optimizer, step and data order are kept in
+adapters_...partial/ while it runs.
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_flatten, tree_unflatten
+
+from injection import batches, generation, grading, losses, models, prompts
+from injection.files import (
+    ROOT,
+    InputError,
+    inputs,
+    is_current,
+    mark_current,
+    model_fingerprint,
+    read_json,
+    read_jsonl,
+    require,
+    run,
+    sha256,
+    shown,
+    staged_folder,
+    write_bytes,
+    write_json,
+)
+from injection.profiles import Project, Training, open_project, parser
+from injection.progress import Progress
+
+CHECKPOINT_SECONDS = 60
+BUILD_STEP = {
+    "cpt": "run 10_stage1_cpt/prepare_cpt_data.py first",
+    "sft": "run 20_stage2_sft/build_sft_data.py first",
+}
+
+
+@dataclass
+class State:
+    """What a resumed run needs besides the arrays."""
+
+    step: int = 0
+    best: float = -math.inf
+    best_step: int = 0
+    bad_validations: int = 0
+    stopped: str = ""
+    seconds: float = 0.0
+    history: list[dict] = field(default_factory=list)
+
+
+class Run:
+    """One training run: model, rows, optimizer, and where its files go."""
+
+    def __init__(self, project: Project, stage: str, data: Path, output: Path, parent: Path | None):
+        self.project, self.stage, self.output, self.parent = project, stage, output, parent
+        self.settings: Training = project.training(stage)
+        self.work = output.with_name(f"{output.name}.partial")
+        self.state = State()
+        self.model, self.tokenizer = models.load_base(project.base)
+        self.rows = self._read(data / "train.jsonl")
+        self.valid = self._read(data / "valid.jsonl")
+        self.dev = read_jsonl(data / "dev.jsonl") if (data / "dev.jsonl").exists() else []
+
+    def _read(self, path: Path) -> list[batches.Row]:
+        limit = self.settings.max_tokens
+        rows = read_jsonl(require(path, BUILD_STEP[self.stage]))
+        return batches.tokenize(rows, self.tokenizer, self.project.profile.chat, limit)
+
+    def prepare(self) -> None:
+        """Fresh LoRA layers, frozen hidden states, then the parent adapter's weights."""
+        mx.random.seed(self.settings.seed)
+        lora = self.project.profile.lora
+        models.add_lora(self.model, lora)
+        layers = models.adapted_layers(lora, self.model)
+        self.upper = batches.Upper(self.model, layers, self.settings.gradient_checkpointing)
+        self.model.eval()
+        everything = self.rows + self.valid
+        bar = Progress("hidden states", len(everything))
+        kept = batches.fill_cache(self.upper, everything, self.settings.batch_size, bar.update)
+        print(f"{len(everything)} rows, {kept / 1e6:.0f} MB of hidden states kept", flush=True)
+        if self.parent:
+            self._continue_from(self.parent)
+        self.optimizer = optim.AdamW(
+            learning_rate=self._rate(), weight_decay=self.settings.weight_decay
+        )
+        self.optimizer.init(self.model.trainable_parameters())
+
+    def _continue_from(self, parent: Path) -> None:
+        """Load the CPT adapter and prove it: its own validation loss must come out again."""
+        weights, config, manifest = models.read_adapter(parent, self.project.base)
+        ours = models.adapter_parameters(self.project.profile.lora)
+        if config["lora_parameters"] != ours:
+            raise InputError(
+                f"{shown(parent)} has LoRA shape {config['lora_parameters']}, the profile says "
+                f"{ours}: train CPT again"
+            )
+        expected = dict(tree_flatten(self.model.trainable_parameters()))
+        models.check_same_tensors(expected, weights, shown(parent))
+        self.model.update(tree_unflatten(list(weights.items())))
+        mx.eval(self.model.parameters())
+        recorded = manifest["best_validation"]["loss"]
+        rows = self._read_parent_validation(manifest)
+        found = self.validation_loss(rows)["loss"]
+        if abs(found - recorded) > 1e-2 * max(1.0, recorded):
+            raise InputError(
+                f"{shown(parent)} gives validation loss {found:.4f}, its manifest says "
+                f"{recorded:.4f}: train CPT again"
+            )
+        print(f"continues from {shown(parent)}: its validation loss {found:.4f} reproduced")
+
+    def _read_parent_validation(self, manifest: dict) -> list[batches.Row]:
+        path = require(ROOT / manifest["data"]["valid"]["path"], BUILD_STEP["cpt"])
+        if sha256(path) != manifest["data"]["valid"]["sha256"]:
+            raise InputError(f"{shown(path)} changed since CPT was trained: train CPT again")
+        limit = manifest["settings"]["max_tokens"]
+        rows = batches.tokenize(
+            read_jsonl(path), self.tokenizer, self.project.profile.chat, limit
+        )
+        batches.fill_cache(self.upper, rows, self.settings.batch_size, lambda done: None)
+        return rows
+
+    def steps_per_epoch(self) -> int:
+        return len(batches.epoch_batches(self.rows, self.settings.batch_size, 0, 0))
+
+    def total_steps(self) -> int:
+        return self.settings.epochs * self.steps_per_epoch()
+
+    def _rate(self):
+        """Linear warm-up, then cosine down to final_rate * learning_rate."""
+        settings, total = self.settings, self.total_steps()
+        warmup = max(1, int(settings.warmup * total))
+        rise = optim.linear_schedule(0.0, settings.learning_rate, warmup)
+        fall = optim.cosine_decay(
+            settings.learning_rate,
+            max(1, total - warmup),
+            settings.final_rate * settings.learning_rate,
+        )
+        return optim.join_schedules([rise, fall], [warmup])
+
+    def losses_of(self, rows: list[batches.Row]) -> tuple[mx.array, mx.array]:
+        """(sum of the knowledge loss, sum of the KL to the base) over supervised positions."""
+        hidden, row, column, target = batches.stack(rows)
+        final = self.upper.forward(hidden, self.upper.prefix_of(rows[0]))
+        supervised = self.model.model.norm(final[row, column])
+        hard = [i for i, r in enumerate(row.tolist()) if not rows[r].from_base]
+        soft = [i for i, r in enumerate(row.tolist()) if rows[r].from_base]
+        total_hard = total_soft = mx.array(0.0)
+        if hard:
+            index = mx.array(hard)
+            total_hard = losses.frozen_head_loss(
+                self.model, supervised[index], target[index]
+            ).sum()
+        if soft:
+            index = mx.array(soft)
+            teacher = mx.concatenate([r.teacher for r in rows if r.from_base])
+            total_soft = losses.frozen_head_loss(
+                self.model, supervised[index], target[index], teacher
+            ).sum()
+        return total_hard, total_soft
+
+    def validation_loss(self, rows: list[batches.Row]) -> dict:
+        """Token-weighted mean loss of the whole set: {"loss", "kl"}."""
+        self.model.eval()
+        hard = soft = 0.0
+        for batch in batches.epoch_batches(rows, self.settings.batch_size, 0, 0):
+            a, b = self.losses_of([rows[i] for i in batch])
+            mx.eval(a, b)
+            hard, soft = hard + a.item(), soft + b.item()
+        tokens = {
+            kind: sum(len(r.targets) for r in rows if r.from_base == kind) for kind in (False, True)
+        }
+        return {
+            "loss": hard / tokens[False] if tokens[False] else 0.0,
+            "kl": soft / tokens[True] if tokens[True] else 0.0,
+        }
+
+    def dev_accuracy(self) -> dict:
+        """Share of the dev questions answered right, by kind (greedy, the rubric of grading)."""
+        self.model.eval()
+        generation_settings, chat = self.project.profile.generation, self.project.profile.chat
+        stop = {*self.tokenizer.eos_token_ids, *prompts.stop_ids(self.tokenizer, chat)}
+        questions = [r["question"] for r in self.dev]
+        replies = generation.answer_questions(
+            self.model, self.tokenizer, chat, questions, generation_settings, stop
+        )
+        kinds: dict[str, list[bool]] = {}
+        for row, reply in zip(self.dev, replies, strict=True):
+            kinds.setdefault(row["kind"], []).append(grading.grade(row, reply.text)[0])
+        return {kind: sum(v) / len(v) for kind, v in kinds.items()}
+
+    def validate(self) -> dict:
+        """Validation losses, dev accuracy where there are dev questions, and the score to beat."""
+        report = self.validation_loss(self.valid)
+        report["score"] = -report["loss"]
+        if self.dev:
+            report["dev"] = self.dev_accuracy()
+            report["score"] = sum(report["dev"].values()) / len(report["dev"])
+        return report
+
+
+def train(run_: Run, max_steps: int | None = None) -> None:
+    """The loop: whole epochs over all rows, best weights kept, early stop, NaN guard."""
+    settings, state = run_.settings, run_.state
+    loss_and_grad = nn.value_and_grad(run_.model, lambda rows: _mean_loss(run_, rows))
+    per_epoch, total = run_.steps_per_epoch(), run_.total_steps()
+    total = min(total, max_steps) if max_steps else total
+    every = max(1, math.ceil(total / settings.validations))
+    bar = Progress(run_.stage, total)
+    window = {"loss": 0.0, "kl": 0.0, "tokens": 0, "seconds": 0.0}
+    saved = time.monotonic()
+    order: list[list[int]] = []
+    if state.step == 0:
+        _note_validation(run_, total)
+    while state.step < total and not state.stopped:
+        epoch, position = divmod(state.step, per_epoch)
+        if not order or position == 0:
+            order = batches.epoch_batches(run_.rows, settings.batch_size, settings.seed, epoch)
+        started = time.monotonic()
+        rows = [run_.rows[i] for i in order[position]]
+        # Reseeding by step makes dropout the same after a resume.
+        mx.random.seed(settings.seed * 1_000_003 + state.step)
+        run_.model.train()
+        (loss, parts), gradient = loss_and_grad(rows)
+        gradient, norm = optim.clip_grad_norm(gradient, settings.max_grad_norm)
+        mx.eval(loss, parts, gradient, norm)
+        if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+            state.stopped = f"loss is not a number at step {state.step + 1}"
+            break
+        run_.optimizer.update(run_.model, gradient)
+        mx.eval(run_.model.trainable_parameters(), run_.optimizer.state)
+        state.step += 1
+        _count(window, rows, parts, time.monotonic() - started)
+        state.seconds += time.monotonic() - started
+        if state.step % 10 == 0 or state.step == total:
+            _report_step(run_, window)
+        bar.update(state.step, f"loss {parts[0].item():.3f}")
+        if state.step % every == 0 or state.step == total:
+            _note_validation(run_, total)
+        if time.monotonic() - saved > CHECKPOINT_SECONDS:
+            save_checkpoint(run_)
+            saved = time.monotonic()
+    save_checkpoint(run_)
+
+
+def _mean_loss(run_: Run, rows: list[batches.Row]):
+    hard, soft = run_.losses_of(rows)
+    tokens = sum(len(r.targets) for r in rows)
+    return (hard + run_.settings.replay_weight * soft) / tokens, mx.stack([hard, soft])
+
+
+def _count(window: dict, rows: list[batches.Row], parts: mx.array, seconds: float) -> None:
+    window["loss"] += parts[0].item()
+    window["kl"] += parts[1].item()
+    window["hard_tokens"] = window.get("hard_tokens", 0) + sum(
+        len(r.targets) for r in rows if not r.from_base
+    )
+    window["soft_tokens"] = window.get("soft_tokens", 0) + sum(
+        len(r.targets) for r in rows if r.from_base
+    )
+    window["tokens"] += sum(len(r.tokens) for r in rows)
+    window["seconds"] += seconds
+
+
+def _report_step(run_: Run, window: dict) -> None:
+    row = {
+        "step": run_.state.step,
+        "loss": window["loss"] / max(1, window["hard_tokens"]),
+        "kl": window["kl"] / max(1, window["soft_tokens"]),
+        "learning_rate": run_.optimizer.learning_rate.item(),
+        "tokens_per_second": window["tokens"] / window["seconds"],
+        "peak_memory_gb": mx.get_peak_memory() / 1e9,
+        "seconds": round(run_.state.seconds, 1),
+    }
+    _append_metrics(run_, row)
+    window.clear()
+    window.update({"loss": 0.0, "kl": 0.0, "tokens": 0, "seconds": 0.0})
+
+
+def _note_validation(run_: Run, total: int) -> None:
+    """Validate; keep the weights if they are the best so far; count towards patience."""
+    state = run_.state
+    started = time.monotonic()
+    report = {"step": state.step, **run_.validate()}
+    report["validation_seconds"] = round(time.monotonic() - started, 1)
+    state.history.append(report)
+    _append_metrics(run_, {**report, "validation": True})
+    dev = "".join(f"  {k} {v:.0%}" for k, v in report.get("dev", {}).items())
+    print(f"step {state.step}/{total}  validation loss {report['loss']:.4f}{dev}", flush=True)
+    if state.step and report["score"] > state.best:
+        state.best, state.best_step, state.bad_validations = report["score"], state.step, 0
+        _save_weights(run_.work / "best.safetensors", run_.model)
+    elif state.step:
+        state.bad_validations += 1
+        if state.bad_validations >= run_.settings.patience:
+            state.stopped = f"no better validation in {state.bad_validations}"
+
+
+def _append_metrics(run_: Run, row: dict) -> None:
+    run_.work.mkdir(parents=True, exist_ok=True)
+    with open(run_.work / "metrics.jsonl", "a", encoding="utf-8") as f:
+        f.write(json.dumps(row) + "\n")
+
+
+def _save_arrays(path: Path, arrays: dict, metadata: dict[str, str] | None = None) -> None:
+    temporary = path.with_name(f".{path.stem}.partial.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        mx.save_safetensors(str(temporary), arrays, metadata or {})
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save_weights(path: Path, model: nn.Module) -> None:
+    _save_arrays(path, dict(tree_flatten(model.trainable_parameters())))
+
+
+def save_checkpoint(run_: Run) -> None:
+    """Everything a resumed run needs, in one file that is replaced in one step."""
+    arrays = {f"model.{k}": v for k, v in tree_flatten(run_.model.trainable_parameters())}
+    arrays |= {f"optimizer.{k}": v for k, v in tree_flatten(run_.optimizer.state)}
+    state = json.dumps(vars(run_.state))
+    _save_arrays(run_.work / "checkpoint.safetensors", arrays, {"state": state})
+
+
+def resume(run_: Run, made_from: dict) -> None:
+    """Take up an interrupted run of the same inputs; forget one of others."""
+    origin, checkpoint = run_.work / "made_from.json", run_.work / "checkpoint.safetensors"
+    if not (checkpoint.exists() and origin.exists() and read_json(origin) == made_from):
+        shutil.rmtree(run_.work, ignore_errors=True)
+        run_.work.mkdir(parents=True)
+        write_json(origin, made_from)
+        return
+    arrays, metadata = mx.load(str(checkpoint), return_metadata=True)
+    run_.state = State(**json.loads(metadata["state"]))
+    parts = {"model": [], "optimizer": []}
+    for name, array in arrays.items():
+        kind, rest = name.split(".", 1)
+        parts[kind].append((rest, array))
+    run_.model.update(tree_unflatten(parts["model"]))
+    run_.optimizer.state = tree_unflatten(parts["optimizer"])
+    _forget_later_metrics(run_)
+    print(f"resumes at step {run_.state.step}", flush=True)
+
+
+def _forget_later_metrics(run_: Run) -> None:
+    """Drop metrics that were written after the checkpoint: those steps run again."""
+    path = run_.work / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = []
+    for line in lines:
+        # The last line may be cut off by the kill.
+        if line.endswith("}") and json.loads(line)["step"] <= run_.state.step:
+            kept.append(line + "\n")
+    write_bytes(path, "".join(kept).encode())
+
+
+def finish(run_: Run, data: Path) -> None:
+    """Put the best weights in place as an mlx-lm adapter folder; the manifest goes in last."""
+    best = run_.work / "best.safetensors"
+    if not best.exists():
+        raise InputError(f"{run_.stage}: {run_.state.stopped or 'no validation'}: nothing to keep")
+    weights = mx.load(str(best))
+    project, lora = run_.project, run_.project.profile.lora
+    with staged_folder(run_.output) as folder:
+        mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+        config = {
+            "fine_tune_type": "lora",
+            "num_layers": models.adapted_layers(lora, run_.model),
+            "lora_parameters": models.adapter_parameters(lora),
+            "model": shown(project.base),
+        }
+        write_json(folder / "adapter_config.json", config)
+        shutil.copyfile(run_.work / "metrics.jsonl", folder / "metrics.jsonl")
+        write_json(folder / "manifest.json", manifest(run_, data, folder))
+        models.read_adapter(folder, project.base)
+    shutil.rmtree(run_.work)
+
+
+def manifest(run_: Run, data: Path, folder: Path) -> dict:
+    state, project = run_.state, run_.project
+    best = next(h for h in state.history if h["step"] == state.best_step)
+    parent = run_.parent
+    return {
+        "stage": run_.stage,
+        "profile": project.profile_name,
+        "document": project.document_name,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "base": {"path": shown(project.base), "fingerprint": model_fingerprint(project.base)},
+        "parent": {"path": shown(parent), "sha256": sha256(parent / "adapters.safetensors")}
+        if parent
+        else None,
+        "weights_sha256": sha256(folder / "adapters.safetensors"),
+        "lora": project.profile.lora.model_dump(),
+        "settings": run_.settings.model_dump(),
+        "data": {
+            name: {"path": shown(data / f"{name}.jsonl"), "sha256": sha256(data / f"{name}.jsonl")}
+            for name in ("train", "valid")
+        },
+        "steps": state.step,
+        "best_step": state.best_step,
+        "best_validation": best,
+        "stopped": state.stopped or "all epochs done",
+        "training_seconds": round(state.seconds, 1),
+        "history": state.history,
+        "peak_memory_gb": mx.get_peak_memory() / 1e9,
+        "versions": {"mlx": mx.__version__},
+        "notice": project.profile.notice,
+    }
+
+
+def arguments():
+    args = parser(__doc__)
+    args.add_argument("stage", choices=("cpt", "sft"))
+    args.add_argument("--data", type=Path, help="folder of the rows (default: the stage's)")
+    args.add_argument("--output", type=Path, help="adapter folder (default: adapters_...)")
+    args.add_argument("--from-adapter", help="adapter to continue from, or none (default: CPT's)")
+    args.add_argument("--max-steps", type=int, help="stop after so many steps")
+    args.add_argument("--force", action="store_true", help="train again")
+    return args.parse_args()
+
+
+def parent_adapter(project: Project, stage: str, choice: str | None) -> Path | None:
+    if choice == "none" or (choice is None and stage == "cpt"):
+        return None
+    path = Path(choice) if choice else project.adapter("cpt")
+    if not (path / "manifest.json").exists():
+        raise InputError(
+            f"missing {shown(path)}: run 10_stage1_cpt/train_{project.profile_name}_"
+            f"{project.document_name}_cpt.sh first, or pass --from-adapter none"
+        )
+    return path
+
+
+def main() -> None:
+    args = arguments()
+    project = open_project(args)
+    data, output = args.data or project.data(args.stage), args.output or project.adapter(args.stage)
+    parent = parent_adapter(project, args.stage, args.from_adapter)
+    settings = {
+        "stage": args.stage,
+        "training": project.training(args.stage).model_dump(),
+        "lora": project.profile.lora.model_dump(),
+        "chat": project.profile.chat.model_dump(),
+        "max_steps": args.max_steps,
+    }
+    require(data / "train.jsonl", BUILD_STEP[args.stage])
+    require(project.base / "config.json", "run 03_quantization/quantize.py first")
+    used = [data / "train.jsonl", data / "valid.jsonl", data / "dev.jsonl", project.base]
+    made_from = inputs(settings, *used, *([parent / "adapters.safetensors"] if parent else []))
+    if not args.force and is_current(output, made_from):
+        print(f"up to date: {shown(output)}")
+        return
+    run_ = Run(project, args.stage, data, output, parent)
+    run_.prepare()
+    resume(run_, made_from)
+    plan = batches.epoch_batches(run_.rows, run_.settings.batch_size, 0, 0)
+    waste = batches.pad_waste(run_.rows, plan)
+    print(f"{run_.total_steps()} steps, {waste:.1%} of positions are padding", flush=True)
+    train(run_, args.max_steps)
+    finish(run_, data)
+    mark_current(output, made_from)
+    best = run_.state
+    print(f"wrote {shown(output)}: best at step {best.best_step} of {best.step} ({best.stopped or 'done'})")
+
+
+if __name__ == "__main__":
+    run(main)
