@@ -28,7 +28,12 @@ from injection.profiles import Project, open_project, parser
 
 # mlx-lm saves the tokenizer through transformers, which may rewrite it: the originals are kept.
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-SAMPLES = ("In 2024 it cost 1,234.50.", "def f(x):\n    return x**2\n", "한국어 문장 12개", "a  b\t\n\n")
+SAMPLES = (
+    "In 2024 it cost 1,234.50.",
+    "def f(x):\n    return x**2\n",
+    "한국어 문장 12개",
+    "a  b\t\n\n",
+)
 
 
 def check_disk(project: Project) -> None:

@@ -60,7 +60,9 @@ def answer(model, project: Project, prompts: list[dict], output: Path) -> None:
         update={"max_tokens": project.profile.replay.max_tokens}
     )
     bar = Progress("answers", len(prompts))
-    answers = model.answer_all([p["prompt"] for p in prompts], Generation(**dict(settings)), bar.update)
+    answers = model.answer_all(
+        [p["prompt"] for p in prompts], Generation(**dict(settings)), bar.update
+    )
     rows = [
         {**prompt, "answer": a.text, "open": a.finish_reason == "length"}
         for prompt, a in zip(prompts, answers, strict=True)

@@ -58,7 +58,9 @@ def ask_stage(model, stage: str, project: Project, adapter: Path | None, rows: l
     manifest = model.attach(adapter)
     bar = Progress(f"{STAGE_NAMES[stage]:<14}", len(rows))
     started = time.monotonic()
-    replies = model.answer_all([r["question"] for r in rows], project.profile.generation, bar.update)
+    replies = model.answer_all(
+        [r["question"] for r in rows], project.profile.generation, bar.update
+    )
     seconds = time.monotonic() - started
     answers = []
     for row, reply in zip(rows, replies, strict=True):
@@ -136,7 +138,7 @@ def first_table(report: dict) -> str:
         cells = []
         for key in data["key_questions"]:
             verdict = "Correct" if key["passed"] else "Wrong"
-            cells.append(f"{verdict}: \"{cell(key['answer'])}\"")
+            cells.append(f'{verdict}: "{cell(key["answer"])}"')
         speed = f"{data['tokens_per_second']:.1f} tokens/s"
         lines.append(f"| {STAGE_NAMES[stage]} | " + " | ".join(cells) + f" | {speed} |")
     return "\n".join(lines)
@@ -246,7 +248,11 @@ def main() -> None:
     default = project.results / args.questions.stem if args.questions else project.results
     output = args.output or default
     rows = test_questions(project, args.questions)
-    asked = [args.questions] if args.questions else [project.questions, project.general / "probes.jsonl"]
+    asked = (
+        [args.questions]
+        if args.questions
+        else [project.questions, project.general / "probes.jsonl"]
+    )
     settings = {"generation": project.profile.generation.model_dump()}
     weights = [adapters[s] / "adapters.safetensors" for s in ("cpt", "sft")]
     made_from = inputs(settings, *asked, project.document_file, project.base, *weights)

@@ -111,7 +111,10 @@ def read_adapter(folder: Path, base: Path | None = None) -> tuple[dict, dict, di
     stage = folder.name.rsplit("_", 1)[-1]
     for name in ADAPTER_FILES:
         require(folder / name, f"train it with the wrapper of stage {stage}")
-    config, manifest = read_json(folder / "adapter_config.json"), read_json(folder / "manifest.json")
+    config, manifest = (
+        read_json(folder / "adapter_config.json"),
+        read_json(folder / "manifest.json"),
+    )
     if base is not None and manifest["base"]["fingerprint"] != model_fingerprint(base):
         raise InputError(f"{shown(folder)} was trained on another base than {shown(base)}")
     weights = mx.load(str(folder / "adapters.safetensors"))
@@ -214,9 +217,7 @@ class ChatModel:
 
     def speed(self, question: str, max_tokens: int) -> tuple[float, float]:
         """(tokens per second, peak memory in GB) of one streamed answer, prompt time excluded."""
-        last = None
-        for last in self.stream([{"role": "user", "content": question}], max_tokens):
-            pass
+        *_, last = self.stream([{"role": "user", "content": question}], max_tokens)
         return last.generation_tps, last.peak_memory
 
 

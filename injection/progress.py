@@ -1,4 +1,4 @@
-"""Progress with an estimate of the time left: one live line on a terminal, sparse lines in a log."""
+"""Progress with the time left: one live line on a terminal, sparse lines in a log."""
 
 import sys
 import time
@@ -23,7 +23,8 @@ class Progress:
         self.last = now
         elapsed = now - self.start
         left = elapsed / max(done - self.first, 1) * (self.total - done)
-        line = f"{self.label} {done}/{self.total}  {clock(elapsed)} gone, {clock(left)} left  {note}"
+        times = f"{clock(elapsed)} gone, {clock(left)} left"
+        line = f"{self.label} {done}/{self.total}  {times}  {note}"
         end = "\n" if not self.live or done >= self.total else ""
         print(f"\r{line:<100}" if self.live else line, end=end, file=sys.stderr, flush=True)
 

@@ -129,9 +129,7 @@ class Run:
         if sha256(path) != manifest["data"]["valid"]["sha256"]:
             raise InputError(f"{shown(path)} changed since CPT was trained: train CPT again")
         limit = manifest["settings"]["max_tokens"]
-        rows = batches.tokenize(
-            read_jsonl(path), self.tokenizer, self.project.profile.chat, limit
-        )
+        rows = batches.tokenize(read_jsonl(path), self.tokenizer, self.project.profile.chat, limit)
         batches.fill_cache(self.upper, rows, self.settings.batch_size, lambda done: None)
         return rows
 
@@ -163,9 +161,7 @@ class Run:
         total_hard = total_soft = mx.array(0.0)
         if hard:
             index = mx.array(hard)
-            total_hard = losses.frozen_head_loss(
-                self.model, supervised[index], target[index]
-            ).sum()
+            total_hard = losses.frozen_head_loss(self.model, supervised[index], target[index]).sum()
         if soft:
             index = mx.array(soft)
             teacher = mx.concatenate([r.teacher for r in rows if r.from_base])
@@ -249,7 +245,7 @@ def train(run_: Run, max_steps: int | None = None) -> None:
         state.seconds += time.monotonic() - started
         if state.step % 10 == 0 or state.step == total:
             _report_step(run_, window)
-        bar.update(state.step, f"loss {parts[0].item():.3f}")
+        bar.update(state.step, f"loss {loss.item():.3f}")
         if state.step % every == 0 or state.step == total:
             _note_validation(run_, total)
         if time.monotonic() - saved > CHECKPOINT_SECONDS:
@@ -478,8 +474,9 @@ def main() -> None:
     train(run_, args.max_steps)
     finish(run_, data)
     mark_current(output, made_from)
-    best = run_.state
-    print(f"wrote {shown(output)}: best at step {best.best_step} of {best.step} ({best.stopped or 'done'})")
+    state = run_.state
+    why = f" ({state.stopped})" if state.stopped else ""
+    print(f"wrote {shown(output)}: best at step {state.best_step} of {state.step}{why}")
 
 
 if __name__ == "__main__":
