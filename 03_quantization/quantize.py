@@ -117,7 +117,7 @@ def _download_step(project: Project) -> str:
 
 
 def report(project: Project, folder: Path) -> None:
-    from injection.grading import perplexity
+    from injection.measure import perplexity
     from injection.models import load_base
 
     megabytes, bits = size_and_bits(folder)

@@ -12,13 +12,14 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
-from injection import grading, runtime
+from injection import golden, grading, runtime
 from injection.files import (
     ROOT,
     inputs,
     is_current,
     mark_current,
     read_json,
+    read_jsonl,
     read_text,
     require,
     run,
@@ -50,7 +51,9 @@ def test_questions(project: Project, file: Path | None) -> list[dict]:
     return [r for r in rows if r["split"] == "test"]
 
 
-def ask_stage(model, stage: str, project: Project, adapter: Path | None, rows: list[dict]):
+def ask_stage(
+    model, stage: str, project: Project, adapter: Path | None, rows: list[dict], full: bool
+):
     """(summary, answers) of one stage."""
     import mlx.core as mx
 
@@ -78,6 +81,7 @@ def ask_stage(model, stage: str, project: Project, adapter: Path | None, rows: l
         "collapse": grading.collapse([a["answer"] for a in answers]),
         "perplexity": general_perplexity(model, project),
         "over_refusal": over_refusal(answers),
+        "multiple_choice": multiple_choice(model, project, rows) if full else None,
         "adapter": shown(adapter) if adapter else None,
         "best_step": manifest["best_step"] if manifest else None,
     }
@@ -95,8 +99,55 @@ def judge_key_questions(model, project: Project) -> list[dict]:
 
 
 def general_perplexity(model, project: Project) -> float:
+    from injection import measure
+
     text = read_text(project.general / "perplexity.txt")
-    return grading.perplexity(model.model, model.tokenizer, text)
+    return measure.perplexity(model.model, model.tokenizer, text)
+
+
+def multiple_choice(model, project: Project, rows: list[dict]) -> dict | None:
+    """Share of facts whose right sentence is likelier than three with another answer in it."""
+    from injection import measure
+
+    facts = {f.id: f for f in golden.read_facts(project)}
+    options = measure.choices(list(facts.values()))
+    asked = first_paraphrases(rows, facts)
+    if not asked:
+        return None
+    items = [(r["question"], options[r["fact_id"]]) for r in asked]
+    right = measure.multiple_choice(model.model, model.tokenizer, model.chat, items)
+    graded = [{**r, "passed": ok} for r, ok in zip(asked, right, strict=True)]
+    return grading.summarise(graded)
+
+
+def open_book(model, project: Project, rows: list[dict]) -> dict | None:
+    """The base model's score with the passage that states the fact in the prompt."""
+    from injection import measure
+
+    facts = {f.id: f for f in golden.read_facts(project)}
+    chunks = read_jsonl(require(project.chunks, "run 10_stage1_cpt/chunk_pdf.py first"))
+    asked = [
+        (r, measure.open_book_question(r["question"], facts[r["fact_id"]], chunks))
+        for r in first_paraphrases(rows, facts)
+    ]
+    asked = [(r, q) for r, q in asked if q]
+    if not asked:
+        return None
+    replies = model.answer_all([q for _, q in asked], project.profile.generation)
+    graded = [
+        {**r, "passed": grading.grade(r, a.text)[0]}
+        for (r, _), a in zip(asked, replies, strict=True)
+    ]
+    return grading.summarise(graded)
+
+
+def first_paraphrases(rows: list[dict], facts: dict) -> list[dict]:
+    """One held-out wording per fact."""
+    seen: dict[str, dict] = {}
+    for row in rows:
+        if row["kind"] == "paraphrase" and row["fact_id"] in facts:
+            seen.setdefault(row["fact_id"], row)
+    return list(seen.values())
 
 
 def over_refusal(answers: list[dict]) -> float | None:
@@ -162,6 +213,22 @@ def second_table(report: dict) -> str:
         if kind == "paraphrase":
             every = [f"{data['kinds'][kind]['every_wording']:.1%}" for data in stages.values()]
             lines.append("| facts right in every wording | | " + " | ".join(every) + " |")
+    if any(data["multiple_choice"] for data in stages.values()):
+        cells = [interval_cell(data["multiple_choice"]) for data in stages.values()]
+        n = stages["base"]["multiple_choice"]["n"]
+        lines.append(
+            f"| multiple choice by likelihood (chance 25%) | {n} | " + " | ".join(cells) + " |"
+        )
+    if book := report.get("open_book"):
+        before, bound = stages["base"]["kinds"]["paraphrase"]["score"], book["score"]
+        gaps = [
+            f"{(d['kinds']['paraphrase']['score'] - before) / (bound - before):.0%}"
+            for d in stages.values()
+        ]
+        lines.append(
+            f"| base with the passage in the prompt | {book['n']} | {interval_cell(book)} | | |"
+        )
+        lines.append("| share of the open-book gap closed | | " + " | ".join(gaps) + " |")
     for title, key, form in (
         ("general: share of the base's right answers kept", "retention", "{:.1%}"),
         ("over-refusal on what the document says", "over_refusal", "{:.1%}"),
@@ -200,7 +267,7 @@ def report_text(report: dict) -> str:
     return f"{first_table(report)}\n\n{second_table(report)}\n\n{facts}\n"
 
 
-def build_report(project: Project, adapters: dict, rows: list[dict], source: str):
+def build_report(project: Project, adapters: dict, rows: list[dict], source: str, full: bool):
     from injection.models import ChatModel
 
     model = ChatModel(project.base, project.profile.chat)
@@ -215,9 +282,12 @@ def build_report(project: Project, adapters: dict, rows: list[dict], source: str
     }
     answers: list[dict] = []
     for stage, adapter in adapters.items():
-        summary, given = ask_stage(model, stage, project, adapter, rows)
+        summary, given = ask_stage(model, stage, project, adapter, rows, full)
         report["stages"][stage] = summary
         answers += given
+    if full:
+        model.attach(None)
+        report["open_book"] = open_book(model, project, rows)
     speeds = measure_speed(model, project, adapters)
     for stage, summary in report["stages"].items():
         summary["tokens_per_second"], summary["peak_memory_gb"] = speeds[stage]
@@ -233,6 +303,7 @@ def main() -> None:
     args.add_argument("--output", type=Path, help="folder (default: results/<profile>_<document>)")
     for stage in ("cpt", "sft"):
         args.add_argument(f"--{stage}-adapter", type=Path, help=f"default: the {stage} adapter")
+    args.add_argument("--full", action="store_true", help="also multiple choice and open book")
     args.add_argument("--force", action="store_true", help="ask again")
     args = args.parse_args()
     project = open_project(args)
@@ -253,7 +324,7 @@ def main() -> None:
         if args.questions
         else [project.questions, project.general / "probes.jsonl"]
     )
-    settings = {"generation": project.profile.generation.model_dump()}
+    settings = {"full": args.full, "generation": project.profile.generation.model_dump()}
     weights = [adapters[s] / "adapters.safetensors" for s in ("cpt", "sft")]
     made_from = inputs(settings, *asked, project.document_file, project.base, *weights)
     if not args.force and is_current(output / "report.json", made_from):
@@ -261,7 +332,7 @@ def main() -> None:
         print(report_text(read_json(output / "report.json")))
         return
     source = shown(args.questions) if args.questions else f"{shown(project.questions)}, split test"
-    report, answers = build_report(project, adapters, rows, source)
+    report, answers = build_report(project, adapters, rows, source, args.full)
     write_jsonl(output / "answers.jsonl", answers)
     write_text(output / "report.md", report_text(report))
     write_json(output / "report.json", report)

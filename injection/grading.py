@@ -1,6 +1,5 @@
-"""The rubric and the statistics: pass or miss of one answer, intervals, perplexity, leaks."""
+"""The rubric and the statistics: pass or miss of one answer, intervals, leaks."""
 
-import math
 import random
 import re
 import unicodedata
@@ -142,21 +141,6 @@ def _loops(text: str) -> bool:
     words = normalise(text).split()
     grams = [tuple(words[i : i + 6]) for i in range(len(words) - 5)]
     return len(grams) != len(set(grams))
-
-
-def perplexity(model, tokenizer, text: str, window: int = 512) -> float:
-    """exp(mean negative log-likelihood) of text, in consecutive windows of `window` tokens."""
-    import mlx.core as mx
-
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    total, count = 0.0, 0
-    for start in range(0, len(ids) - 1, window):
-        piece = mx.array([ids[start : start + window + 1]])
-        logits = model(piece[:, :-1]).astype(mx.float32)
-        picked = mx.take_along_axis(logits, piece[:, 1:, None], axis=-1)[..., 0]
-        total += (mx.logsumexp(logits, axis=-1) - picked).sum().item()
-        count += piece.shape[1] - 1
-    return math.exp(total / count)
 
 
 def leaks(questions: list[dict], trained: list[str]) -> tuple[list[str], str]:

@@ -1,0 +1,96 @@
+"""Fixtures: the real SmolLM2, a tiny random llama, and copies of the project to run in."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from support import ROOT, ProjectCopy, copy_tree, tiny_rows, write_tiny_tokenizer
+
+import injection  # noqa: F401  readies the machine before anything imports mlx
+
+TINY_STAGE = {"epochs": 3, "batch_size": 4, "validations": 3, "max_tokens": 200, "warmup": 0.0}
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The real SmolLM2 4-bit folder; downloads and quantizes it in a clean clone."""
+    for script in ("download_smollm2.py", "quantize.py"):
+        command = [sys.executable, f"03_quantization/{script}", "--profile", "smollm2_135m"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return ROOT / "models" / "SmolLM2-135M-Instruct-4bit"
+
+
+@pytest.fixture
+def project_copy(tmp_path, smollm2) -> ProjectCopy:
+    """A copy of the repository with the real SmolLM2 linked in."""
+    copy = copy_tree(tmp_path / "project")
+    for name in (smollm2.name, smollm2.name.removesuffix("-4bit")):
+        (copy / f"models/{name}").symlink_to(smollm2.parent / name)
+        shutil.copy(smollm2.parent / f".{name}.stamp.json", copy / "models")
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory) -> Path:
+    """A folder with `tiny` and `tiny-4bit`: a random 4-layer llama with a 600-token vocabulary."""
+    import mlx.core as mx
+    from mlx.utils import tree_flatten
+    from mlx_lm import convert
+    from mlx_lm.models import llama
+
+    folder = tmp_path_factory.mktemp("models")
+    source = folder / "tiny"
+    source.mkdir()
+    write_tiny_tokenizer(source)
+    config = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 64,
+        "num_hidden_layers": 4,
+        "intermediate_size": 128,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 600,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    (source / "config.json").write_text(json.dumps(config))
+    mx.random.seed(7)
+    model = llama.Model(llama.ModelArgs.from_dict(config))
+    weights = {k: 3 * v for k, v in tree_flatten(model.parameters()) if "norm" not in k}
+    weights |= {k: v for k, v in tree_flatten(model.parameters()) if "norm" in k}
+    mx.save_safetensors(str(source / "model.safetensors"), weights, {"format": "mlx"})
+    target = folder / "tiny-4bit"
+    convert(str(source), str(target), quantize=True, q_bits=4, q_group_size=32, dtype="float32")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(source / name, target)
+    return folder
+
+
+@pytest.fixture
+def tiny_project(tmp_path, tiny_models) -> ProjectCopy:
+    """A copy of the repository with a profile `tiny` and a dozen training rows per stage."""
+    copy = copy_tree(tmp_path / "project")
+    profile = yaml.safe_load((ROOT / "models/smollm2_135m.yaml").read_text())
+    profile["source"]["folder"], profile["quantization"]["folder"] = "tiny", "tiny-4bit"
+    profile["lora"] |= {"layers": 2, "rank": 4}
+    profile["generation"]["max_tokens"] = 8
+    for stage in ("cpt", "sft"):
+        profile[stage] |= TINY_STAGE
+    (copy / "models/tiny.yaml").write_text(yaml.safe_dump(profile))
+    for folder in ("tiny", "tiny-4bit"):
+        shutil.copytree(tiny_models / folder, copy / f"models/{folder}")
+    for stage in ("cpt", "sft"):
+        copy.write_jsonl(f"data/paper/{stage}/tiny/train.jsonl", tiny_rows(stage))
+    copy.write_jsonl("data/paper/cpt/tiny/valid.jsonl", [{"text": "The sky is blue today."}])
+    copy.write_jsonl("data/paper/sft/tiny/valid.jsonl", tiny_rows("sft")[:2])
+    return copy

@@ -1,0 +1,139 @@
+"""What the tests share: copies of the project to run scripts in, and a tiny model's parts."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+DERIVED = ("cpt", "sft", "derived", "chunks.jsonl", "__pycache__", ".*", "*.partial")
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
+    " + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+class ProjectCopy:
+    """A copy of the repository whose scripts run for real, in subprocesses."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def __truediv__(self, part: str) -> Path:
+        return self.root / part
+
+    def start(self, *args, cwd: Path | None = None, **env: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            [sys.executable, *map(str, args)],
+            cwd=cwd or self.root,
+            env={**os.environ, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, *args, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
+        process = self.start(*args, cwd=cwd, **env)
+        out, err = process.communicate(timeout=500)
+        return subprocess.CompletedProcess(args, process.returncode, out, err)
+
+    def ok(self, *args, **more) -> str:
+        """Standard output of a command that must succeed."""
+        done = self.run(*args, **more)
+        assert done.returncode == 0, f"{args}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def refused(self, *args, **more) -> str:
+        """The one line of standard error of a command that must refuse its input."""
+        done = self.run(*args, **more)
+        assert done.returncode == 1, f"{args}\n{done.stdout}\n{done.stderr}"
+        assert done.stderr.startswith("error: "), done.stderr
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr
+
+    def read_jsonl(self, part: str) -> list[dict]:
+        return read_jsonl(self.root / part)
+
+    def write_jsonl(self, part: str, rows: list[dict]) -> Path:
+        return write_jsonl(self.root / part, rows)
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def write_jsonl(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return path
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file below folder and its content."""
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
+
+
+def load_script(path: str):
+    """A numbered script as a module."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def copy_tree(target: Path) -> ProjectCopy:
+    """Code, profiles and shipped data; nothing that a script derives."""
+    ignore = shutil.ignore_patterns(*DERIVED)
+    for part in sorted(ROOT.glob("[0-9][0-9]_*")) + [ROOT / "injection", ROOT / "data"]:
+        shutil.copytree(part, target / part.name, ignore=ignore)
+    (target / "models").mkdir()
+    for profile in ROOT.glob("models/*.yaml"):
+        shutil.copy(profile, target / "models")
+    return ProjectCopy(target)
+
+
+def write_tiny_tokenizer(folder: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train([str(ROOT / "data/general/perplexity.txt")], trainer)
+    assert tokenizer.get_vocab_size() == 600
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": special[1],
+        "eos_token": special[2],
+        "unk_token": special[0],
+        "pad_token": special[2],
+        "chat_template": CHATML,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def tiny_rows(stage: str) -> list[dict]:
+    """Texts (CPT) or answers (SFT) of different length, and rehearsal rows for the KL term."""
+    rows = []
+    for i in range(10):
+        answer = f"Answer {i} is " + "very " * (i % 4) + f"{i * 37}."
+        if stage == "cpt" and i % 3:
+            rows.append({"text": f"Text {i}. {answer}", "source": f"text {i}"})
+        else:
+            rows.append(chat_row(f"What is {i}?" + " Really?" * (i % 3), answer))
+    open_row = {**chat_row("Tell a story.", "Once there was a fox"), "open": True}
+    rows += [{**chat_row("Say hello.", "Hello there."), "target": "base"}]
+    return [*rows, {**open_row, "target": "base"}]
+
+
+def chat_row(question: str, answer: str) -> dict:
+    roles = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
+    return {"messages": list(roles), "source": question}

@@ -1,0 +1,245 @@
+"""The rubric, the statistics and the leak check; and that the shipped questions obey them."""
+
+import random
+
+import pytest
+from support import load_script, read_jsonl
+
+from injection import golden, grading, profiles
+from injection.files import InputError
+
+
+@pytest.mark.parametrize(
+    ("answer", "phrase", "expected"),
+    [
+        ("It scored 77.80 points.", "77.8", True),
+        ("It scored 77.8.", "77.80", True),
+        ("It scored 177.8.", "77.8", False),
+        ("It scored 77.85.", "77.8", False),
+        ("It scored 77.", "77.8", False),
+        ("about 453,000 pairs", "453000", True),
+        ("about 453k pairs", "453,000", False),
+        ("in 1,234 of 5,678", "5678", True),
+        ("k is 1, 3 or 5", "13", False),
+        ("a gain of 12%", "12 percent", True),
+        ("a gain of 12 per cent", "12%", True),
+        ("version 2.0 is out", "version 2", True),
+        ("a rate of 100", "10", False),
+        ("The categories are listed", "cat", False),
+        ("pre-training", "pre training", True),
+        ("pretraining", "pre-training", False),
+        ("Mistral-7B-Instruct", "mistral 7b", True),
+        ("It uses LoRA_rank.", "lora rank", True),
+        ("ＣＬａＲａ，４×", "clara 4x", True),
+        ("one, two; three!", "two three", True),
+        ("anything", "", False),
+        ("", "word", False),
+        ("한국어 문장입니다", "한국어", True),
+    ],
+)
+def test_contains_whole_words_and_numbers(answer, phrase, expected):
+    assert grading.contains(answer, phrase) is expected
+
+
+ROW = {"must_include": [["453k", "453,000"], ["pairs"]], "must_not_include": ["secure copy"]}
+
+
+@pytest.mark.parametrize(
+    ("row", "answer", "passed", "why"),
+    [
+        (ROW, "It has 453,000 pairs.", True, "ok"),
+        (ROW, "It has 453K pairs.", True, "ok"),
+        (ROW, "It has 453k.", False, "lacks 'pairs'"),
+        (ROW, "It has pairs.", False, "lacks '453k'"),
+        (ROW, "Secure-copy has 453k pairs.", False, "says 'secure copy'"),
+        (ROW, "I don't know.", False, "lacks '453k' (refused)"),
+        ({"must_include": []}, "", True, "ok"),
+        ({"expect": "refusal"}, "I don’t know. The paper does not say.", True, "refused"),
+        ({"expect": "refusal"}, "The text doesn't mention it.", True, "refused"),
+        ({"expect": "refusal"}, "It is 12.", False, "answered what is not known"),
+        ({"expect": "refusal"}, "", False, "answered what is not known"),
+    ],
+)
+def test_grade(row, answer, passed, why):
+    assert grading.grade(row, answer) == (passed, why)
+
+
+@pytest.mark.parametrize(
+    ("rows", "complaint"),
+    [
+        ('{"id": "a"}', "line 1: missing question"),
+        ('{"id": "a", "question": "?", "kind": "riddle"}', "a: unknown kind 'riddle'"),
+        ('{"id": "a", "question": "?", "expect": "joy"}', "a: expect is answer or refusal"),
+        ('{"id": "a", "question": "?"}\n{"id": "a", "question": "!"}', "id a occurs twice"),
+        ("\n", "has no questions"),
+        pytest.param(
+            '{"id": "a", "question": "?", "must_include": ["Paris"]}',
+            "must_include",
+            marks=pytest.mark.xfail(
+                strict=True,
+                reason="bug: flat must_include is matched letter by letter",
+            ),
+        ),
+    ],
+)
+def test_wrong_question_files_are_refused(tmp_path, rows, complaint):
+    (tmp_path / "q.jsonl").write_text(rows)
+    with pytest.raises(InputError, match=complaint):
+        grading.read_questions(tmp_path / "q.jsonl")
+
+
+def test_question_defaults(tmp_path):
+    (tmp_path / "q.jsonl").write_text('{"id": "a", "question": "?"}')
+    row = grading.read_questions(tmp_path / "q.jsonl")[0]
+    assert (row["kind"], row["split"], row["expect"]) == ("paraphrase", "test", "answer")
+
+
+def test_interval_contains_the_truth_and_narrows():
+    rng = random.Random(1)
+    hits, widths = 0, {}
+    for n in (20, 200):
+        for _ in range(40):
+            passed = [rng.random() < 0.7 for _ in range(n)]
+            low, high = grading.interval(passed, list(map(str, range(n))), samples=400)
+            assert 0 <= low <= sum(passed) / n <= high <= 1
+            hits += low <= 0.7 <= high
+            widths.setdefault(n, []).append(high - low)
+    assert 66 <= hits <= 80
+    assert sum(widths[200]) < 0.5 * sum(widths[20])
+
+
+def test_interval_resamples_facts_not_rows():
+    """Three wordings of one fact are not three independent observations."""
+    passed = [i < 10 for i in range(20) for _ in range(3)]
+    by_fact = [str(i) for i in range(20) for _ in range(3)]
+    by_row = [str(i) for i in range(60)]
+    fact_low, fact_high = grading.interval(passed, by_fact)
+    row_low, row_high = grading.interval(passed, by_row)
+    assert fact_high - fact_low > 1.4 * (row_high - row_low)
+    assert grading.interval([True, False], ["a", "a"]) == (0.5, 0.5)
+    assert grading.interval([True] * 5, list("abcde")) == (1, 1)
+
+
+def test_summary_weighs_facts_equally():
+    rows = [{"passed": True, "fact_id": "a", "id": f"a{i}"} for i in range(9)]
+    rows += [
+        {"passed": False, "fact_id": "b", "id": "b"},
+        {"passed": True, "fact_id": "", "id": "c"},
+    ]
+    summary = grading.summarise(rows)
+    assert summary["n"] == 11
+    assert summary["score"] == pytest.approx(2 / 3)
+    assert summary["every_wording"] == pytest.approx(2 / 3)
+    assert summary["low"] <= summary["score"] <= summary["high"]
+
+
+def test_collapse_counts_loops_and_repeats():
+    loop = "the paper says that the paper says that the paper says that"
+    found = grading.collapse(["Yes.", "yes", "No, it is different.", loop])
+    assert found == {"most_frequent": 0.5, "looping": 0.25}
+
+
+HELD_OUT = "Which benchmark did the authors of CLaRa use to measure retrieval in the end?"
+
+
+@pytest.mark.parametrize(
+    ("trained", "leak"),
+    [
+        ("which benchmark did the AUTHORS of CLaRa use, to measure retrieval in the end", True),
+        ("In the end, which benchmark did the authors of CLaRa use to measure retrieval?", True),
+        ("In the end, to measure retrieval which benchmark did CLaRa authors of use?", True),
+        ("Please say: benchmark did the authors of CLaRa use to fly?", True),
+        ("What did the authors choose as a benchmark for retrieval?", False),
+        ("Which optimizer did the authors of CLaRa choose for the first stage?", False),
+    ],
+)
+def test_leak_check(trained, leak):
+    rows = [{"id": "q", "question": HELD_OUT}]
+    found, worst = grading.leaks(rows, ["What is the capital of France?", trained])
+    assert bool(found) is leak, worst
+    assert not found or found[0].startswith("q: ")
+
+
+@pytest.mark.xfail(strict=True, reason="bug: only the 20 nearest by token_set_ratio are compared")
+def test_leak_check_among_many_short_questions():
+    """Short questions made of the held-out one's words must not hide a near copy."""
+    words = grading.normalise(HELD_OUT).split()
+    short = [f"{a} {b}" for a in words for b in words if a < b][:40]
+    near = "Measure the retrieval benchmark which authors did use of CLaRa to in the finish?"
+    assert grading.leaks([{"id": "q", "question": HELD_OUT}], [near])[0], "caught alone"
+    assert grading.leaks([{"id": "q", "question": HELD_OUT}], [*short, near])[0]
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return profiles.Project("smollm2_135m", "paper")
+
+
+@pytest.fixture(scope="module")
+def questions(paper):
+    build = load_script("20_stage2_sft/build_sft_data.py")
+    return build.held_out(paper)
+
+
+def test_shipped_evaluation_does_not_leak_into_training(paper, questions):
+    """All wordings that could ever be trained on, whatever the profile's mix."""
+    trained = [q for f in golden.read_facts(paper) for q in f.questions]
+    trained += [r.question for f in golden.read_facts(paper) for r in f.reverse]
+    trained += [r["question"] for r in read_jsonl(paper.unknowns)]
+    for file in (paper.general / "replay.jsonl", paper.contrasts):
+        trained += [r["prompt"] for r in read_jsonl(file)]
+    assert len(trained) > 1000
+    found, _ = grading.leaks(questions, trained)
+    assert not found, found[:3]
+    assert grading.leaks(questions[5:6], [*trained, questions[5]["question"]])[0], "it can fail"
+
+
+def test_shipped_questions_are_sane(paper, questions):
+    assert {q["kind"] for q in questions} == set(grading.KINDS)
+    facts = {f.id for f in golden.read_facts(paper)}
+    assert {q["fact_id"] for q in questions} - {""} <= facts
+    tested = {q["fact_id"] for q in questions if (q["kind"], q["split"]) == ("paraphrase", "test")}
+    assert tested == facts and len(facts) >= 60
+
+
+def test_canonical_statement_passes_its_own_questions(paper, questions):
+    facts = {f.id: f for f in golden.read_facts(paper)}
+    misses = [
+        (q["id"], why)
+        for q in questions
+        if q["kind"] == "paraphrase"
+        for passed, why in [grading.grade(q, facts[q["fact_id"]].statements[0])]
+        if not passed
+    ]
+    assert not misses
+
+
+def test_canonical_statement_gives_the_answer(paper):
+    for fact in golden.read_facts(paper):
+        row = {"must_include": [[fact.answer, *fact.aliases]], "must_not_include": fact.must_not}
+        assert grading.grade(row, fact.statements[0])[0], fact.id
+
+
+def test_rubric_fails_answers_of_other_facts(paper, questions):
+    """Each question graded on another fact's canonical statement: nearly always a miss."""
+    facts = {f.id: f for f in golden.read_facts(paper)}
+    rows = [q for q in questions if q["kind"] == "paraphrase"]
+    rng, passed, n = random.Random(0), 0, 0
+    for row in rows:
+        for other in rng.sample(sorted(facts.keys() - {row["fact_id"]}), 3):
+            passed += grading.grade(row, facts[other].statements[0])[0]
+            n += 1
+    assert passed / n < 0.05
+
+
+def test_the_refusal_sentence_is_a_refusal_and_answers_are_not(paper):
+    assert grading.is_refusal(paper.document.refusal)
+    refused = [f.id for f in golden.read_facts(paper) if grading.is_refusal(f.statements[0])]
+    assert not refused
+
+
+def test_shipped_probes_do_not_accept_the_empty_answer(questions):
+    empty = [q["id"] for q in questions if q["kind"] != "spillover" and grading.grade(q, "")[0]]
+    assert not empty
+    spill = [q for q in questions if q["kind"] == "spillover"]
+    assert all(q["must_not_include"] or q["must_include"] for q in spill)
