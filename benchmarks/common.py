@@ -52,21 +52,26 @@ def peak_gigabytes() -> float:
 
 def work(python: Path, script: str, name: str, job: dict, limit: float | None = None) -> dict:
     """Result of a worker in a process of its own, or {"failed": why}; limit is in seconds."""
+    started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        job_file, result_file = Path(folder, "job.json"), Path(folder, "result.json")
-        job_file.write_text(json.dumps(job))
-        command = [python, script, "--worker", name, job_file, result_file]
-        started = time.monotonic()
-        try:
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
-        except subprocess.TimeoutExpired:
-            return {"failed": f"nothing within {limit:.0f} s", "limit": limit}
-        if done.returncode or not result_file.exists():
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
-            return {"failed": f"exit code {done.returncode}: {lines[-1]}"}
-        result = json.loads(result_file.read_text())
-    print(f"{name}: {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
+        result = _work(python, script, name, job, limit, Path(folder))
+    ended = result.get("failed", "done")
+    print(f"{name}: {ended}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
     return result
+
+
+def _work(python, script, name, job, limit, folder: Path) -> dict:
+    job_file, result_file = folder / "job.json", folder / "result.json"
+    job_file.write_text(json.dumps(job))
+    command = [python, script, "--worker", name, job_file, result_file]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+    except subprocess.TimeoutExpired:
+        return {"failed": f"nothing within {limit:.0f} s", "limit": limit}
+    if done.returncode or not result_file.exists():
+        lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]
+        return {"failed": f"exit code {done.returncode}: {lines[-1]}"}
+    return json.loads(result_file.read_text())
 
 
 def require_peers() -> None:
@@ -171,7 +176,8 @@ def publish(script: str, report: dict, table: str, output: Path) -> None:
     """Write <script>.json and .png, print the table with its origin."""
     from injection.files import shown, write_json
 
-    name = Path(script).stem
+    # Workers run in the repository root.
+    name, output = Path(script).stem, output.resolve()
     write_json(output / f"{name}.json", report)
     plot = work(PEERS, script, "plot", {"report": report, "file": str(output / f"{name}.png")})
     origin = "`{command}`, {machine}, {date}, commit {commit}, load before the start {load:.1f}"
@@ -194,6 +200,11 @@ def median(runs: list[dict], key: str) -> float | None:
 
 def number(value: float | None, form: str = ".1f") -> str:
     return "-" if value is None else format(value, form)
+
+
+def label_bars(axis, bars, values: list[float | None], form: str) -> None:
+    """The number on each bar; what failed says so instead of passing for zero."""
+    axis.bar_label(bars, ["failed" if v is None else format(v, form) for v in values])
 
 
 def figure(columns: int = 1):

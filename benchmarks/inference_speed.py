@@ -14,6 +14,7 @@ Command: python benchmarks/inference_speed.py
 
 import argparse
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -140,8 +141,9 @@ def plot(job: dict) -> dict:
     labels = [f"{r['name']}\n{r['weights']}" for r in runtimes.values()]
     panels = (("tokens_per_second", "tokens/s, one stream"), ("answers_per_minute", "answers/min"))
     for axis, (key, label) in zip(axes, panels, strict=True):
-        bars = axis.bar(range(len(labels)), [r[key] or 0 for r in runtimes.values()])
-        axis.bar_label(bars, fmt="%.1f")
+        values = [r[key] for r in runtimes.values()]
+        bars = axis.bar(range(len(labels)), [v or 0 for v in values])
+        common.label_bars(axis, bars, values, ".1f")
         axis.set_xticks(range(len(labels)), labels, fontsize=7)
         axis.set_ylabel(label)
     figure.savefig(job["file"], dpi=120)
@@ -197,7 +199,7 @@ def measure(job: dict, tokenizer, rounds: int) -> dict[str, list[dict]]:
 def summarise(runs: dict[str, list[dict]], gguf: str) -> dict[str, dict]:
     """Medians by runtime, and how many answers are word for word this project's."""
     weights = {"ours": "4 bits, in fp32", "transformers_fp32": "4 bits, in fp32"}
-    weights |= {"transformers_bf16": "4 bits, in bf16", "llama_cpp": Path(gguf).stem.split("-")[-1]}
+    weights |= {"transformers_bf16": "4 bits, in bf16", "llama_cpp": gguf_type(gguf)}
     keys = ("tokens_per_second", "answers_per_minute", "peak_gb")
     result = {}
     for name, found in runs.items():
@@ -212,6 +214,11 @@ def summarise(runs: dict[str, list[dict]], gguf: str) -> dict[str, dict]:
         result[name]["same_answers"] = same[0] if same else None
         result[name]["failed"] = [r["failed"] for r in found if "failed" in r]
     return result
+
+
+def gguf_type(path: str) -> str:
+    """The quantization in a GGUF's file name, e.g. Q4_K_M."""
+    return re.split(r"[-.]", Path(path).stem)[-1]
 
 
 def table(report: dict) -> str:

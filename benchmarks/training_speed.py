@@ -122,13 +122,14 @@ def plot(job: dict) -> dict:
     panels = (("tokens_per_second", "tokens/s"), ("job_seconds", f"s, {report['epochs']} epochs"))
     for axis, (key, label) in zip(axes, panels, strict=True):
         for shift, name in ((-0.2, "ours"), (0.2, "peft")):
-            heights = [case[name][key] or 0 for case in report["cases"].values()]
-            places = [i + shift for i in range(len(heights))]
-            bars = axis.bar(places, heights, 0.4, label={"ours": "this trainer"}.get(name, "PEFT"))
-            axis.bar_label(bars, fmt="%.0f")
-        axis.set_xticks(range(len(report["cases"])), list(report["cases"]))
+            values = [case[name][key] for case in report["cases"].values()]
+            places = [i + shift for i in range(len(values))]
+            label = "this trainer" if name == "ours" else "transformers + PEFT"
+            bars = axis.bar(places, [v or 0 for v in values], 0.4, label=label)
+            common.label_bars(axis, bars, values, ".0f")
+        axis.set_xticks(range(len(report["cases"])), [f"LoRA on {c}" for c in report["cases"]])
         axis.set_ylabel(label)
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     figure.savefig(job["file"], dpi=120)
     return {}
 

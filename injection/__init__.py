@@ -5,3 +5,4 @@ from injection import runtime
 # Both must happen before the first `import mlx.core` anywhere in the process.
 runtime.load_fast_blas()
 runtime.keep_freed_memory()
+runtime.quiet_libraries()

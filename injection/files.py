@@ -77,6 +77,8 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"missing {shown(path)}") from None
+    except IsADirectoryError:
+        raise InputError(f"{shown(path)} is a folder, a file is expected") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{shown(path)} is not UTF-8 text (byte {error.start})") from None
 
@@ -91,7 +93,7 @@ def read_json(path: Path) -> dict:
 def read_jsonl(path: Path, keys: Iterable[str] = ()) -> list[dict]:
     """Rows of a JSONL file; every row must be an object that has the given keys."""
     rows = []
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -112,7 +114,9 @@ def read_yaml(path: Path) -> dict:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{shown(path)}{where}: not YAML ({error.problem})") from None
+        raise InputError(
+            f"{shown(path)}{where}: not YAML ({getattr(error, 'problem', error)})"
+        ) from None
     if not isinstance(value, dict):
         raise InputError(f"{shown(path)}: expected a mapping")
     return value

@@ -5,7 +5,7 @@ import re
 import unicodedata
 from collections import Counter
 
-from rapidfuzz import fuzz, process
+import numpy as np
 
 from injection.files import InputError, read_jsonl, shown
 
@@ -89,6 +89,9 @@ def read_questions(path) -> list[dict]:
         row.setdefault("must_not_include", [])
         if row["kind"] not in KINDS:
             raise InputError(f"{shown(path)}: {row['id']}: unknown kind '{row['kind']}'")
+        groups = row["must_include"]
+        if not isinstance(groups, list) or not all(isinstance(g, list) for g in groups):
+            raise InputError(f"{shown(path)}: {row['id']}: must_include is a list of lists")
         if row["expect"] not in ("answer", "refusal"):
             raise InputError(f"{shown(path)}: {row['id']}: expect is answer or refusal")
     if not rows:
@@ -150,23 +153,34 @@ def leaks(questions: list[dict], trained: list[str]) -> tuple[list[str], str]:
     run of 8 words.
     """
     train = {normalise(t): t for t in trained}
-    train_sets = {t: set(t.split()) for t in train}
+    if not train:
+        return [], "nothing is trained on"
     grams = {g for t in train for g in _grams(t, 8)}
+    held_out = [normalise(row["question"]) for row in questions]
+    overlap = _jaccard(held_out, list(train))
     found, worst = [], (0.0, "", "")
-    for row in questions:
-        text = normalise(row["question"])
-        words = set(text.split())
-        near = process.extract(text, train.keys(), scorer=fuzz.token_set_ratio, limit=20)
-        best = max(((_jaccard(words, train_sets[t]), t) for t, _, _ in near), default=(0.0, ""))
-        if best[0] > worst[0]:
-            worst = (best[0], row["question"], train[best[1]])
-        if text in train or best[0] > 0.8 or grams & set(_grams(text, 8)):
-            found.append(f"{row['id']}: '{row['question']}' ~ '{train.get(best[1], '')}'")
+    for row, text, scores in zip(questions, held_out, overlap, strict=True):
+        nearest = list(train.values())[scores.argmax()]
+        if scores.max() > worst[0]:
+            worst = (float(scores.max()), row["question"], nearest)
+        if text in train or scores.max() > 0.8 or grams & set(_grams(text, 8)):
+            found.append(f"{row['id']}: '{row['question']}' ~ '{nearest}'")
     return found, f"Jaccard {worst[0]:.2f}: '{worst[1]}' ~ '{worst[2]}'"
 
 
-def _jaccard(a: set, b: set) -> float:
-    return len(a & b) / len(a | b) if a | b else 0.0
+def _jaccard(left: list[str], right: list[str]) -> np.ndarray:
+    """Share of common words among all words, (left, right), of every pair of texts."""
+    words = {w: i for i, w in enumerate({w for t in left + right for w in t.split()})}
+
+    def table(texts: list[str]) -> np.ndarray:
+        result = np.zeros((len(texts), len(words)), dtype=np.float32)
+        for row, text in zip(result, texts, strict=True):
+            row[[words[w] for w in text.split()]] = 1
+        return result
+
+    a, b = table(left), table(right)
+    common = a @ b.T
+    return common / np.maximum(a.sum(1)[:, None] + b.sum(1) - common, 1)
 
 
 def _grams(text: str, n: int) -> list[tuple]:

@@ -5,6 +5,7 @@ into the weights it touches (exact, undone by putting the old arrays back). On A
 adapter stays beside the quantized base: folding it into 4 bits could erase it.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,7 +118,7 @@ def read_adapter(folder: Path, base: Path | None = None) -> tuple[dict, dict, di
     )
     if base is not None and manifest["base"]["fingerprint"] != model_fingerprint(base):
         raise InputError(f"{shown(folder)} was trained on another base than {shown(base)}")
-    weights = mx.load(str(folder / "adapters.safetensors"))
+    weights = load_arrays(folder / "adapters.safetensors")
     rank = config["lora_parameters"]["rank"]
     for name, array in weights.items():
         found = array.shape[1] if name.endswith("lora_a") else array.shape[0]
@@ -126,6 +127,28 @@ def read_adapter(folder: Path, base: Path | None = None) -> tuple[dict, dict, di
     if not any(mx.any(w != 0).item() for k, w in weights.items() if k.endswith("lora_b")):
         raise InputError(f"{shown(folder)} changes nothing (all zero): train it again")
     return weights, config, manifest
+
+
+def load_arrays(path: Path) -> dict[str, mx.array]:
+    try:
+        return mx.load(str(path))
+    except RuntimeError as error:
+        raise InputError(f"{shown(path)} is damaged ({error}): make it again") from None
+
+
+def save_arrays(path: Path, arrays: dict, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file in one step: the old one stays until the new one is complete."""
+    temporary = path.with_name(f".{path.stem}.partial.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        mx.save_safetensors(str(temporary), arrays, metadata or {})
+        with open(temporary, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    except RuntimeError as error:
+        raise InputError(f"cannot write {shown(path)} ({error}): is the disk full?") from None
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_same_tensors(expected: dict, found: dict, what: str) -> None:

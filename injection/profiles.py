@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from injection import runtime
 from injection.files import ROOT, InputError, read_yaml, shown
@@ -56,6 +56,13 @@ class Lora(_Strict):
     dropout: float = Field(ge=0, lt=1)
     layers: int = Field(ge=-1)
     keys: list[str] = Field(min_length=1)
+
+    @field_validator("layers")
+    @classmethod
+    def _some_layers(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("0 layers would train nothing; -1 means all")
+        return value
 
 
 class Training(_Strict):
@@ -155,7 +162,10 @@ def _validated(kind: type[BaseModel], path: Path, overrides: list[str] = ()):
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
             raise InputError(f"--set {override}: {shown(path)} has no key {key}")
-        place[last] = yaml.safe_load(value)
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise InputError(f"--set {override}: the value is not YAML") from None
     try:
         return kind.model_validate(values)
     except ValidationError as error:

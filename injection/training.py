@@ -12,7 +12,6 @@ adapters_...partial/ while it runs.
 
 import json
 import math
-import os
 import shutil
 import time
 from dataclasses import dataclass, field
@@ -112,10 +111,10 @@ class Run:
             )
         expected = dict(tree_flatten(self.model.trainable_parameters()))
         models.check_same_tensors(expected, weights, shown(parent))
+        rows = self._read_parent_validation(manifest)
         self.model.update(tree_unflatten(list(weights.items())))
         mx.eval(self.model.parameters())
         recorded = manifest["best_validation"]["loss"]
-        rows = self._read_parent_validation(manifest)
         found = self.validation_loss(rows)["loss"]
         if abs(found - recorded) > 1e-2 * max(1.0, recorded):
             raise InputError(
@@ -143,7 +142,8 @@ class Run:
         """Linear warm-up, then cosine down to final_rate * learning_rate."""
         settings, total = self.settings, self.total_steps()
         warmup = max(1, int(settings.warmup * total))
-        rise = optim.linear_schedule(0.0, settings.learning_rate, warmup)
+        first = settings.learning_rate / (warmup + 1)
+        rise = optim.linear_schedule(first, settings.learning_rate, warmup)
         fall = optim.cosine_decay(
             settings.learning_rate,
             max(1, total - warmup),
@@ -204,7 +204,8 @@ class Run:
         """Validation losses, dev accuracy where there are dev questions, and the score to beat."""
         report = self.validation_loss(self.valid)
         report["score"] = -report["loss"]
-        if self.dev:
+        # Before the first step nothing can be kept, so the dev questions are not asked.
+        if self.dev and self.state.step:
             report["dev"] = self.dev_accuracy()
             report["score"] = sum(report["dev"].values()) / len(report["dev"])
         return report
@@ -293,6 +294,9 @@ def _note_validation(run_: Run, total: int) -> None:
     state = run_.state
     started = time.monotonic()
     report = {"step": state.step, **run_.validate()}
+    if not math.isfinite(report["loss"]):
+        state.stopped = f"validation loss is not a number at step {state.step}"
+        return
     report["validation_seconds"] = round(time.monotonic() - started, 1)
     state.history.append(report)
     _append_metrics(run_, {**report, "validation": True})
@@ -313,20 +317,8 @@ def _append_metrics(run_: Run, row: dict) -> None:
         f.write(json.dumps(row) + "\n")
 
 
-def _save_arrays(path: Path, arrays: dict, metadata: dict[str, str] | None = None) -> None:
-    temporary = path.with_name(f".{path.stem}.partial.safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        mx.save_safetensors(str(temporary), arrays, metadata or {})
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _save_weights(path: Path, model: nn.Module) -> None:
-    _save_arrays(path, dict(tree_flatten(model.trainable_parameters())))
+    models.save_arrays(path, dict(tree_flatten(model.trainable_parameters())))
 
 
 def save_checkpoint(run_: Run) -> None:
@@ -334,7 +326,7 @@ def save_checkpoint(run_: Run) -> None:
     arrays = {f"model.{k}": v for k, v in tree_flatten(run_.model.trainable_parameters())}
     arrays |= {f"optimizer.{k}": v for k, v in tree_flatten(run_.optimizer.state)}
     state = json.dumps(vars(run_.state))
-    _save_arrays(run_.work / "checkpoint.safetensors", arrays, {"state": state})
+    models.save_arrays(run_.work / "checkpoint.safetensors", arrays, {"state": state})
 
 
 def resume(run_: Run, made_from: dict) -> None:
@@ -374,10 +366,10 @@ def finish(run_: Run, data: Path) -> None:
     best = run_.work / "best.safetensors"
     if not best.exists():
         raise InputError(f"{run_.stage}: {run_.state.stopped or 'no validation'}: nothing to keep")
-    weights = mx.load(str(best))
+    weights = models.load_arrays(best)
     project, lora = run_.project, run_.project.profile.lora
     with staged_folder(run_.output) as folder:
-        mx.save_safetensors(str(folder / "adapters.safetensors"), weights)
+        models.save_arrays(folder / "adapters.safetensors", weights)
         config = {
             "fine_tune_type": "lora",
             "num_layers": models.adapted_layers(lora, run_.model),
@@ -388,7 +380,6 @@ def finish(run_: Run, data: Path) -> None:
         shutil.copyfile(run_.work / "metrics.jsonl", folder / "metrics.jsonl")
         write_json(folder / "manifest.json", manifest(run_, data, folder))
         models.read_adapter(folder, project.base)
-    shutil.rmtree(run_.work)
 
 
 def manifest(run_: Run, data: Path, folder: Path) -> dict:
@@ -458,6 +449,7 @@ def main() -> None:
         "chat": project.profile.chat.model_dump(),
         "max_steps": args.max_steps,
     }
+    data, output = data.resolve(), output.resolve()
     require(data / "train.jsonl", BUILD_STEP[args.stage])
     require(project.base / "config.json", "run 03_quantization/quantize.py first")
     used = [data / "train.jsonl", data / "valid.jsonl", data / "dev.jsonl", project.base]
@@ -466,6 +458,8 @@ def main() -> None:
         print(f"up to date: {shown(output)}")
         return
     run_ = Run(project, args.stage, data, output, parent)
+    if args.force:
+        shutil.rmtree(run_.work, ignore_errors=True)
     run_.prepare()
     resume(run_, made_from)
     plan = batches.epoch_batches(run_.rows, run_.settings.batch_size, 0, 0)
@@ -474,6 +468,7 @@ def main() -> None:
     train(run_, args.max_steps)
     finish(run_, data)
     mark_current(output, made_from)
+    shutil.rmtree(run_.work)
     state = run_.state
     why = f" ({state.stopped})" if state.stopped else ""
     print(f"wrote {shown(output)}: best at step {state.best_step} of {state.step}{why}")

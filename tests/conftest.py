@@ -7,12 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
-from support import ROOT, ProjectCopy, copy_tree, tiny_rows, write_tiny_tokenizer
+from support import ROOT, ProjectCopy, copy_tree, tiny_copy, write_tiny_tokenizer
 
 import injection  # noqa: F401  readies the machine before anything imports mlx
-
-TINY_STAGE = {"epochs": 3, "batch_size": 4, "validations": 3, "max_tokens": 200, "warmup": 0.0}
 
 
 @pytest.fixture(scope="session")
@@ -66,8 +63,11 @@ def tiny_models(tmp_path_factory) -> Path:
     (source / "config.json").write_text(json.dumps(config))
     mx.random.seed(7)
     model = llama.Model(llama.ModelArgs.from_dict(config))
-    weights = {k: 3 * v for k, v in tree_flatten(model.parameters()) if "norm" not in k}
-    weights |= {k: v for k, v in tree_flatten(model.parameters()) if "norm" in k}
+    # Larger than at initialisation, so that answers depend on the question.
+    weights = {
+        name: value if "norm" in name else 3 * value
+        for name, value in tree_flatten(model.parameters())
+    }
     mx.save_safetensors(str(source / "model.safetensors"), weights, {"format": "mlx"})
     target = folder / "tiny-4bit"
     convert(str(source), str(target), quantize=True, q_bits=4, q_group_size=32, dtype="float32")
@@ -79,18 +79,18 @@ def tiny_models(tmp_path_factory) -> Path:
 @pytest.fixture
 def tiny_project(tmp_path, tiny_models) -> ProjectCopy:
     """A copy of the repository with a profile `tiny` and a dozen training rows per stage."""
-    copy = copy_tree(tmp_path / "project")
-    profile = yaml.safe_load((ROOT / "models/smollm2_135m.yaml").read_text())
-    profile["source"]["folder"], profile["quantization"]["folder"] = "tiny", "tiny-4bit"
-    profile["lora"] |= {"layers": 2, "rank": 4}
-    profile["generation"]["max_tokens"] = 8
-    for stage in ("cpt", "sft"):
-        profile[stage] |= TINY_STAGE
-    (copy / "models/tiny.yaml").write_text(yaml.safe_dump(profile))
-    for folder in ("tiny", "tiny-4bit"):
-        shutil.copytree(tiny_models / folder, copy / f"models/{folder}")
-    for stage in ("cpt", "sft"):
-        copy.write_jsonl(f"data/paper/{stage}/tiny/train.jsonl", tiny_rows(stage))
-    copy.write_jsonl("data/paper/cpt/tiny/valid.jsonl", [{"text": "The sky is blue today."}])
-    copy.write_jsonl("data/paper/sft/tiny/valid.jsonl", tiny_rows("sft")[:2])
+    return tiny_copy(tmp_path / "project", tiny_models)
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory, tiny_models) -> ProjectCopy:
+    """A tiny project with a CPT and an SFT adapter. Tests read it; `trained` is for changing."""
+    copy = tiny_copy(tmp_path_factory.mktemp("trained") / "project", tiny_models)
+    copy.log = {stage: copy.ok(*copy.train(stage)) for stage in ("cpt", "sft")}
     return copy
+
+
+@pytest.fixture
+def trained(tmp_path, trained_once) -> ProjectCopy:
+    shutil.copytree(trained_once.root, tmp_path / "project")
+    return ProjectCopy(tmp_path / "project")

@@ -3,13 +3,17 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parents[1]
 DERIVED = ("cpt", "sft", "derived", "chunks.jsonl", "__pycache__", ".*", "*.partial")
+PROGRESS = re.compile(r"\d+/\d+ .* gone, ")
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>' + '\n'}}{% endfor %}"
@@ -22,6 +26,7 @@ class ProjectCopy:
 
     def __init__(self, root: Path):
         self.root = root
+        self.log: dict[str, str] = {}
 
     def __truediv__(self, part: str) -> Path:
         return self.root / part
@@ -30,7 +35,7 @@ class ProjectCopy:
         return subprocess.Popen(
             [sys.executable, *map(str, args)],
             cwd=cwd or self.root,
-            env={**os.environ, **env},
+            env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **env},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -51,9 +56,13 @@ class ProjectCopy:
         """The one line of standard error of a command that must refuse its input."""
         done = self.run(*args, **more)
         assert done.returncode == 1, f"{args}\n{done.stdout}\n{done.stderr}"
-        assert done.stderr.startswith("error: "), done.stderr
-        assert done.stderr.count("\n") == 1, done.stderr
-        return done.stderr
+        lines = [line for line in done.stderr.splitlines() if not PROGRESS.search(line)]
+        assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+        return lines[0]
+
+    def train(self, stage: str, *more) -> tuple:
+        """The command that trains a stage of the tiny profile."""
+        return ("-m", "injection.training", stage, "--profile", "tiny", *more)
 
     def read_jsonl(self, part: str) -> list[dict]:
         return read_jsonl(self.root / part)
@@ -115,9 +124,31 @@ def write_tiny_tokenizer(folder: Path) -> None:
         "eos_token": special[2],
         "unk_token": special[0],
         "pad_token": special[2],
+        "clean_up_tokenization_spaces": False,
         "chat_template": CHATML,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+TINY_STAGE = {"epochs": 3, "batch_size": 4, "validations": 3, "max_tokens": 200, "warmup": 0.0}
+
+
+def tiny_copy(target: Path, models: Path) -> ProjectCopy:
+    copy = copy_tree(target)
+    profile = yaml.safe_load((ROOT / "models/smollm2_135m.yaml").read_text())
+    profile["source"]["folder"], profile["quantization"]["folder"] = "tiny", "tiny-4bit"
+    profile["lora"] |= {"layers": 2, "rank": 4, "dropout": 0.0}
+    profile["generation"]["max_tokens"] = 8
+    for stage in ("cpt", "sft"):
+        profile[stage] |= TINY_STAGE
+    (copy / "models/tiny.yaml").write_text(yaml.safe_dump(profile))
+    for folder in ("tiny", "tiny-4bit"):
+        shutil.copytree(models / folder, copy / f"models/{folder}")
+    for stage in ("cpt", "sft"):
+        copy.write_jsonl(f"data/paper/{stage}/tiny/train.jsonl", tiny_rows(stage))
+    copy.write_jsonl("data/paper/cpt/tiny/valid.jsonl", [{"text": "The sky is blue today."}])
+    copy.write_jsonl("data/paper/sft/tiny/valid.jsonl", tiny_rows("sft")[:2])
+    return copy
 
 
 def tiny_rows(stage: str) -> list[dict]:

@@ -1,8 +1,9 @@
 """The chat app: the engine and the page on the real small model, and what is done to its output.
 
-Reads:   models/SmolLM2-135M-Instruct-4bit (tests that need it are skipped without it)
+Reads:   models/SmolLM2-135M-Instruct-4bit (conftest.py makes it where it is missing)
 Command: python -m pytest tests/test_infer_ui.py
 """
+# ruff: noqa: E402
 
 import json
 import re
@@ -10,6 +11,7 @@ import shutil
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,16 +21,14 @@ from streamlit.testing.v1 import AppTest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "04_inference")]
 import engine as engine_module
-from engine import Answer, Engine, Request, Stats, adapters, bases, fit
+from engine import Answer, Engine, Request, adapters, bases, fit
 from views import chat
 
 from injection import profiles
 from injection.files import InputError, model_fingerprint
 
 PROJECT = profiles.Project("smollm2_135m", "paper")
-needs_model = pytest.mark.skipif(
-    not (PROJECT.base / "config.json").exists(), reason="run 03_quantization/quantize.py first"
-)
+needs_model = pytest.mark.usefixtures("smollm2")
 APP = str(ROOT / "04_inference" / "infer_ui.py")
 
 
@@ -74,7 +74,7 @@ def loads() -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def worker(loads):
+def worker(loads, smollm2):
     def load(base, chat_settings):
         loads.append(base)
         return engine_module.load(base, chat_settings)
@@ -99,18 +99,13 @@ class SlowModel:
     def stream(self, messages, max_tokens, temperature, top_p, seed):
         for n in range(max_tokens):
             self.allowed.acquire()
-            reply = Stats(1, n + 1, 1.0, 0.0, 0.0, None)
-            yield type(
-                "Reply",
-                (),
-                {
-                    "text": f"word{n} ",
-                    "prompt_tokens": 1,
-                    "generation_tokens": reply.tokens_out,
-                    "generation_tps": 1.0,
-                    "peak_memory": 0.0,
-                    "finish_reason": None,
-                },
+            yield SimpleNamespace(
+                text=f"word{n} ",
+                prompt_tokens=1,
+                generation_tokens=n + 1,
+                generation_tps=1.0,
+                peak_memory=0.0,
+                finish_reason=None,
             )
 
 
@@ -170,7 +165,7 @@ def test_unload_frees_the_memory(worker, loads):
     worker.submit(question("Hello")).result()
     used = mx.get_active_memory()
     worker.unload().result()
-    assert not worker.loaded and mx.get_active_memory() < 0.1 * used
+    assert not worker.loaded and mx.get_active_memory() < used - 50e6
     count = len(loads)
     assert worker.submit(question("Hello")).result()
     assert len(loads) == count + 1
@@ -182,10 +177,10 @@ def test_cancel_keeps_the_partial_text(slow):
     model.allowed.release(2)
     seen = 0
     while answer.text != "word0 word1 ":
-        seen = answer.wait(seen, timeout=5)
+        seen = answer.wait(seen, timeout=60)
     answer.cancel()
     model.allowed.release()
-    assert answer.result(5).startswith("word0 word1 ") and len(answer.text.split()) <= 3
+    assert answer.result(60).startswith("word0 word1 ") and len(answer.text.split()) <= 3
     assert answer.state == "stopped"
 
 
@@ -196,7 +191,7 @@ def test_queue_position_and_cancel_while_queued(slow):
     second.cancel()
     assert second.state == "stopped" and engine.ahead(third) == 1
     model.allowed.release(2)
-    assert third.result(5) == "word0 " and second.text == ""
+    assert third.result(60) == "word0 " and second.text == ""
 
 
 def test_oldest_turns_are_dropped_to_fit():
@@ -223,9 +218,9 @@ def test_an_unexpected_error_fails_the_answer_not_the_worker():
 
     engine = Engine(load)
     failed = engine.submit(question("Hello"))
-    failed.result(5)
+    failed.result(60)
     assert failed.error == "MemoryError: too big"
-    assert engine.submit(question("Hello", max_tokens=1)).result(5) == "word0 "
+    assert engine.submit(question("Hello", max_tokens=1)).result(60) == "word0 "
     engine.close()
 
 
@@ -233,9 +228,9 @@ HOSTILE = "![x](http://e.org/x.png) <img src=x> [a](http://e.org) $x$ :smile: --
 
 
 def test_escape_leaves_nothing_to_interpret():
-    escaped = escape_free = chat.escape(HOSTILE)
-    assert escape_free.replace("\u2060\\", "") == HOSTILE
-    assert not re.search(r"(?<!\u2060\\)[!-/:-@\[-`{-~]", escaped.replace("\u2060\\\\", ""))
+    escaped = chat.escape(HOSTILE)
+    assert escaped.replace("\u2060\\", "") == HOSTILE
+    assert re.fullmatch(r"(?:[\w\s]|\u2060\\[!-/:-@\[-`{-~])*", escaped)
 
 
 def test_parts_split_thoughts_code_and_text():
@@ -272,7 +267,7 @@ def root_with_model(root):
 
 
 def open_page() -> AppTest:
-    app = AppTest.from_file(APP, default_timeout=60).run()
+    app = AppTest.from_file(APP, default_timeout=300).run()
     assert not app.exception
     return app
 
@@ -300,7 +295,7 @@ def test_adapters_are_listed_with_score_or_reason(root_with_model):
     make_adapter(root_with_model / "adapters_other", base={"fingerprint": "another"})
     make_adapter(root_with_model / "adapters_odd", lora={})
     (root_with_model / "adapters_late.partial").mkdir()
-    found = {a.path.name: a for a in adapters(PROJECT.base)}
+    found = {a.path.name: a for a in adapters(root_with_model / "models" / PROJECT.base.name)}
     good = found.pop("adapters_smollm2_135m_paper_sft")
     assert (good.label, good.problem) == ("Stage 2 (SFT), paper", "")
     assert good.detail == "2026-11-22 17:05 · best step 40 · dev 50% · rank 2"
@@ -329,8 +324,8 @@ def test_chat_on_the_real_model(root_with_model):
     by_label = {b.label: b for b in app.button}
     by_label["Regenerate"].click().run()
     assert len(app.chat_message) == 4 and not app.exception
-    reloaded = AppTest.from_file(APP, default_timeout=60)
-    reloaded.query_params["chat"] = app.query_params["chat"]
+    reloaded = AppTest.from_file(APP, default_timeout=300)
+    reloaded.query_params["chat"] = next(reversed(chat.shared()[1]))
     assert reloaded.run().chat_message[1].text[0].value == first
     {b.label: b for b in app.button}["Clear"].click().run()
     assert len(app.chat_message) == 0
@@ -356,7 +351,7 @@ def test_stopped_failed_and_hostile_answers_are_shown(root_with_model):
         answers.append(Answer(question("Why?")))
         answers[-1].update(**changes)
     chat.shared()[1]["shown"] = [chat.Turn("Why?", a) for a in answers]
-    app = AppTest.from_file(APP, default_timeout=60)
+    app = AppTest.from_file(APP, default_timeout=300)
     app.query_params["chat"] = "shown"
     app.run()
     assert not app.exception

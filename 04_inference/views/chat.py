@@ -136,9 +136,9 @@ def sidebar() -> Settings | None:
             "Multi-turn", help="Send the earlier turns along with the question.", key="multi_turn"
         )
         _list_problems("Other models", [(b.title, b.problem) for b in found if b.problem])
-        if shared()[0].loaded and st.button("Free the model's memory", type="tertiary"):
-            shared()[0].unload().result()
-            st.rerun()
+        if shared()[0].loaded:
+            unload = shared()[0].unload
+            st.button("Free the model's memory", type="tertiary", on_click=unload)
     return Settings(base.project, adapter, request, multi_turn) if base else None
 
 
@@ -277,7 +277,8 @@ def show_turn(turn: Turn):
         with place.container():
             show_answer(turn.answer)
         if not turn.answer.finished:
-            st.button("Stop", icon=":material/stop:", on_click=turn.answer.cancel, key="stop")
+            stop = {"on_click": turn.answer.cancel, "key": f"stop_{id(turn)}"}
+            st.button("Stop", icon=":material/stop:", **stop)
     return place
 
 

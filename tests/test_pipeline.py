@@ -1,0 +1,137 @@
+"""The whole way on the real SmolLM2, with a handful of rows and steps."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from pypdf import PdfReader, PdfWriter
+from support import read_jsonl
+
+PROFILE = ("--profile", "smollm2_135m")
+SMALL = [
+    part
+    for setting in (
+        "replay.max_tokens=4",
+        "generation.max_tokens=8",
+        "cpt_mix.statements=2",
+        "cpt_mix.questions=1",
+        "sft_mix.questions=2",
+        "cpt.batch_size=4",
+        "sft.batch_size=4",
+        "cpt.validations=1",
+        "sft.validations=1",
+    )
+    for part in ("--set", setting)
+]
+SUMMARY = {
+    "kinds",
+    "key_questions",
+    "tokens_per_second",
+    "peak_memory_gb",
+    "adapter",
+    "best_step",
+    "perplexity",
+    "retention",
+}
+DERIVED = (
+    "data/paper/chunks.jsonl",
+    "data/general/derived/replay_smollm2_135m.jsonl",
+    "data/paper/derived/contrasts_smollm2_135m.jsonl",
+    "data/paper/cpt/smollm2_135m/train.jsonl",
+    "data/paper/cpt/smollm2_135m/valid.jsonl",
+    "data/paper/sft/smollm2_135m/train.jsonl",
+    "data/paper/sft/smollm2_135m/valid.jsonl",
+    "data/paper/sft/smollm2_135m/dev.jsonl",
+    "adapters_smollm2_135m_paper_cpt/manifest.json",
+    "adapters_smollm2_135m_paper_sft/manifest.json",
+)
+
+
+def shrink(project) -> None:
+    """A two-page document with three facts and few questions of every kind."""
+    pdf = project / "data/paper/digest.pdf"
+    writer = PdfWriter()
+    for page in PdfReader(pdf).pages[:2]:
+        writer.add_page(page)
+    writer.write(pdf)
+    facts = project.read_jsonl("data/paper/facts.jsonl")[:3]
+    project.write_jsonl("data/paper/facts.jsonl", facts)
+    known = {"", *(f["id"] for f in facts)}
+    for name in ("data/paper/eval.jsonl", "data/general/probes.jsonl"):
+        seen, kept = set(), []
+        for row in project.read_jsonl(name):
+            key = (row["kind"], row["split"])
+            if row["fact_id"] in known and key not in seen:
+                seen.add(key)
+                kept.append(row)
+        project.write_jsonl(name, kept)
+    for name in ("data/general/replay", "data/paper/contrasts", "data/paper/unknowns"):
+        project.write_jsonl(f"{name}.jsonl", project.read_jsonl(f"{name}.jsonl")[:3])
+    text = project / "data/general/perplexity.txt"
+    text.write_text(text.read_text()[:1500])
+
+
+def test_pipeline_end_to_end(project_copy):
+    run, small = project_copy.ok, (*PROFILE, *SMALL)
+    shrink(project_copy)
+    rows = project_copy.read_jsonl("data/paper/eval.jsonl")
+    rows += project_copy.read_jsonl("data/general/probes.jsonl")
+    questions = [r for r in rows if r["split"] == "test"]
+    assert len({q["kind"] for q in questions[:6]}) == 6
+    project_copy.write_jsonl("six.jsonl", questions[:6])
+
+    assert "wrote data/paper/chunks.jsonl" in run("10_stage1_cpt/chunk_pdf.py", *small)
+    assert "3 answers" in run("10_stage1_cpt/answer_replay.py", *small)
+    assert "wrote data/paper/cpt" in run("10_stage1_cpt/prepare_cpt_data.py", *small)
+    cpt = ("-m", "injection.training", "cpt", *small, "--max-steps", "3")
+    assert "of 3" in run(*cpt)
+    assert "no leak into" in run("20_stage2_sft/build_sft_data.py", *small)
+    out = run("-m", "injection.training", "sft", *small, "--max-steps", "3")
+    assert "continues from adapters_smollm2_135m_paper_cpt" in out
+    compare = ("30_evaluation/compare_hcx_stages.py", *small, "--questions", "six.jsonl")
+    table = run(*compare)
+    for part in ("Model Stage | CLaRa Definition | SCP Definition | Inference Speed", "Stage 2"):
+        assert part in table
+    assert [name for name in DERIVED if not (project_copy / name).exists()] == []
+    check_report(project_copy, questions[:6])
+
+    verify = ("30_evaluation/verify_paper_sft.py", *small, "--questions", "six.jsonl")
+    assert "of 6 passed, threshold 0%" in run(*verify, "--threshold", "0")
+    for step in (("10_stage1_cpt/chunk_pdf.py", *small), cpt, compare):
+        assert "up to date" in run(*step)
+    check_mlx_lm_generate(project_copy)
+
+
+def check_report(project, questions) -> None:
+    folder = project / "results/smollm2_135m_paper/six"
+    report = json.loads((folder / "report.json").read_text())
+    header = {"profile", "document", "commit", "date", "machine", "questions", "stages"}
+    assert header <= report.keys()
+    assert list(report["stages"]) == ["base", "cpt", "sft"]
+    for stage, data in report["stages"].items():
+        assert data.keys() >= SUMMARY
+        assert set(data["kinds"]) == {q["kind"] for q in questions}
+        for kind in data["kinds"].values():
+            assert 0 <= kind["low"] <= kind["score"] <= kind["high"] <= 1
+        assert sum(kind["n"] for kind in data["kinds"].values()) == 6
+        assert data["tokens_per_second"] > 0 and data["peak_memory_gb"] > 0
+        assert (data["adapter"] is None) == (data["best_step"] is None) == (stage == "base")
+    answers = read_jsonl(folder / "answers.jsonl")
+    assert [a["id"] for a in answers] == 3 * [q["id"] for q in questions]
+    assert all(
+        {"stage", "id", "kind", "question", "answer", "passed", "why"} <= a.keys() for a in answers
+    )
+    assert "Model Stage" in (folder / "report.md").read_text()
+
+
+def check_mlx_lm_generate(project) -> None:
+    """The adapter folder is mlx-lm's own format."""
+    command = [
+        Path(sys.executable).with_name("mlx_lm.generate"),
+        *("--model", "models/SmolLM2-135M-Instruct-4bit"),
+        *("--adapter-path", "adapters_smollm2_135m_paper_sft"),
+        *("--prompt", "What is SCP?", "--max-tokens", "4", "--verbose", "False"),
+    ]
+    done = subprocess.run(command, cwd=project.root, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip(), done.stderr

@@ -1,0 +1,240 @@
+"""The fast training path computes what a plain forward pass over whole rows computes."""
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx_lm.models.llama as llama
+import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.generate import generate_step
+from mlx_lm.models.activations import swiglu as plain_swiglu
+from support import tiny_copy
+
+from injection import batches, generation, kernels, losses, models, profiles, training
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_models):
+    copy = tiny_copy(tmp_path_factory.mktemp("math") / "project", tiny_models)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(profiles, "ROOT", copy.root)
+        yield profiles.Project("tiny", "paper")
+
+
+def prepared(project, stage: str) -> training.Run:
+    """A run whose adapter already differs from the base, as after some steps."""
+    run = training.Run(project, stage, project.data(stage), project.adapter(stage), None)
+    run.prepare()
+    mx.random.seed(3)
+    changed = [
+        (name, 0.05 * mx.random.normal(value.shape) if name.endswith("lora_b") else value)
+        for name, value in tree_flatten(run.model.trainable_parameters())
+    ]
+    run.model.update(tree_unflatten(changed))
+    return run
+
+
+@pytest.fixture(scope="module", params=["cpt", "sft"])
+def run(request, project):
+    return prepared(project, request.param)
+
+
+def plain_losses(run, model, base, rows):
+    """Sums of cross entropy and KL, row by row, whole rows through the whole model."""
+    hard = soft = mx.array(0.0)
+    for row in rows:
+        tokens = mx.array([row.tokens])
+        logits = model(tokens[:, :-1])[0, row.start - 1 :]
+        if row.from_base:
+            wanted = nn.log_softmax(base(tokens[:, :-1])[0, row.start - 1 :])
+            soft += (mx.exp(wanted) * (wanted - nn.log_softmax(logits))).sum()
+        else:
+            hard += nn.losses.cross_entropy(logits, tokens[0, row.start :]).sum()
+    return hard, soft
+
+
+def close(ours: mx.array, theirs: mx.array) -> bool:
+    scale = max(1e-3, mx.max(mx.abs(theirs)).item())
+    return mx.max(mx.abs(ours - theirs)).item() < 1e-4 * scale
+
+
+def test_losses_and_gradients_equal_a_plain_forward(run, project, monkeypatch):
+    kinds = set()
+    for batch in batches.epoch_batches(run.rows, 8, 0, 0):
+        rows = [run.rows[i] for i in batch]
+        kinds |= {(bool(r.prefix), r.from_base) for r in rows}
+
+        def fast(rows=rows):
+            hard, soft = run.losses_of(rows)
+            return hard + 0.7 * soft, (hard, soft)
+
+        (_, ours), gradient = nn.value_and_grad(run.model, fast)()
+        mx.eval(ours, gradient)
+
+        base, _ = models.load_base(project.base)
+        plain, _ = models.load_base(project.base)
+        models.add_lora(plain, project.profile.lora)
+        plain.update(run.model.trainable_parameters())
+        with monkeypatch.context() as patch:
+            patch.setattr(llama, "swiglu", plain_swiglu)
+
+            def slow(rows=rows, plain=plain, base=base):
+                hard, soft = plain_losses(run, plain, base, rows)
+                return hard + 0.7 * soft, (hard, soft)
+
+            (_, theirs), expected = nn.value_and_grad(plain, slow)()
+            mx.eval(theirs, expected)
+        assert close(mx.stack(ours), mx.stack(theirs))
+        wanted, found = dict(tree_flatten(expected)), dict(tree_flatten(gradient))
+        assert wanted.keys() == found.keys() and len(wanted) == 2 * 2 * 7
+        assert all(mx.any(g != 0).item() for g in wanted.values())
+        assert all(close(found[name], wanted[name]) for name in wanted)
+    assert {(True, True), (True, False)} <= kinds
+    assert run.stage == "sft" or (False, False) in kinds
+
+
+def test_gradient_checkpointing_changes_nothing(run):
+    def gradients(rows):
+        def loss():
+            hard, soft = run.losses_of(rows)
+            return hard + soft
+
+        return dict(tree_flatten(nn.value_and_grad(run.model, loss)()[1]))
+
+    for batch in batches.epoch_batches(run.rows, 4, 0, 0):
+        rows = [run.rows[i] for i in batch]
+        plain = gradients(rows)
+        run.upper.checkpointing = True
+        checkpointed = gradients(rows)
+        run.upper.checkpointing = False
+        assert plain.keys() == checkpointed.keys()
+        assert all(close(checkpointed[name], plain[name]) for name in plain)
+
+
+@pytest.mark.parametrize("positions", [1, 7, losses.BLOCK + 5])
+def test_frozen_head_loss_in_blocks(run, positions):
+    mx.random.seed(1)
+    hidden, teacher = mx.random.normal((2, positions, 64))
+    targets = mx.random.randint(0, 600, (positions,))
+    weights = mx.random.uniform(shape=(positions,))
+
+    def ours(hidden, teacher=None):
+        return (weights * losses.frozen_head_loss(run.model, hidden, targets, teacher)).sum()
+
+    def cross_entropy(hidden):
+        return (
+            weights * nn.losses.cross_entropy(generation.head(run.model, hidden), targets)
+        ).sum()
+
+    def divergence(hidden):
+        wanted = nn.log_softmax(generation.head(run.model, teacher))
+        found = nn.log_softmax(generation.head(run.model, hidden))
+        return (weights * (mx.exp(wanted) * (wanted - found)).sum(axis=-1)).sum()
+
+    for found, expected in (
+        (mx.value_and_grad(ours)(hidden), mx.value_and_grad(cross_entropy)(hidden)),
+        (
+            mx.value_and_grad(lambda h: ours(h, teacher))(hidden),
+            mx.value_and_grad(divergence)(hidden),
+        ),
+    ):
+        assert close(found[0], expected[0]) and close(found[1], expected[1])
+
+
+def test_exp_equals_mlx():
+    x = mx.concatenate([mx.linspace(-87, 87, 20001), mx.array([0.0, -0.0, 1e-8, -1e-8])])
+    assert mx.max(mx.abs(kernels.exp(x) / mx.exp(x) - 1)).item() < 1e-6
+    assert mx.isnan(kernels.exp(mx.array([float("nan")]))).item()
+    assert mx.all(mx.isfinite(kernels.exp(mx.array([-1e9, 1e9])))).item()
+
+
+def test_swiglu_equals_mlx_in_value_and_gradient():
+    mx.random.seed(0)
+    gate, x, weight = mx.random.normal((3, 50, 40)) * 6
+
+    def value_and_gradients(function):
+        return mx.value_and_grad(lambda g, v: (weight * function(g, v)).sum(), argnums=(0, 1))(
+            gate, x
+        )
+
+    def plain(gate, x):
+        return nn.silu(gate) * x
+
+    assert close(kernels.swiglu(gate, x), plain(gate, x))
+    (ours, our_gradients), (theirs, gradients) = map(value_and_gradients, (kernels.swiglu, plain))
+    assert close(ours, theirs)
+    assert all(close(a, b) for a, b in zip(our_gradients, gradients, strict=True))
+
+
+def test_loss_is_on_answers_and_texts_only(run):
+    rows = {
+        r.get("source"): r for r in training.read_jsonl(run.project.data(run.stage) / "train.jsonl")
+    }
+    assert len(rows) == len(run.rows)
+    for row, source in zip(run.rows, rows.values(), strict=True):
+        trained = run.tokenizer.decode(row.targets)
+        if "text" in source:
+            assert row.start == 1 and row.prefix == 0
+            assert len(row.targets) == len(row.tokens) - 1
+            assert (source["text"] + "<|im_end|>").endswith(trained)
+        else:
+            stop = "" if source.get("open") else "<|im_end|>"
+            assert trained == source["messages"][1]["content"] + stop
+            assert row.from_base == (source.get("target") == "base")
+
+
+def test_every_row_once_an_epoch_and_prefixes_apart(run):
+    orders = []
+    for epoch in range(4):
+        plan = batches.epoch_batches(run.rows, 4, 1, epoch)
+        assert sorted(i for batch in plan for i in batch) == list(range(len(run.rows)))
+        assert all(len({run.rows[i].prefix for i in batch}) == 1 for batch in plan)
+        assert max(map(len, plan)) <= 4
+        assert plan == batches.epoch_batches(run.rows, 4, 1, epoch), "repeatable"
+        orders.append(plan)
+    assert any(plan != orders[0] for plan in orders[1:]), "another order every epoch"
+
+
+def test_row_that_is_too_long_is_named(run):
+    row = {"text": "word " * 300, "source": "fact F9"}
+    with pytest.raises(training.InputError, match="fact F9 has .* more than max_tokens 200"):
+        batches.tokenize([row], run.tokenizer, run.project.profile.chat, 200)
+
+
+PROMPTS = ["What is 1?", "What is the sky? Tell me.", "A", "What is 12345 plus 99? " * 3, "Why?"]
+
+
+@pytest.fixture(scope="module")
+def chat_model(project):
+    return models.ChatModel(project.base, project.profile.chat)
+
+
+def test_greedy_batch_equals_one_by_one(chat_model):
+    prompts = [chat_model.prompt([{"role": "user", "content": p}]) for p in PROMPTS]
+    assert len({len(p) for p in prompts}) > 2
+    alone = [
+        [int(token) for token, _ in generate_step(mx.array(p), chat_model.model, max_tokens=24)]
+        for p in prompts
+    ]
+    assert len({tuple(a) for a in alone}) > 2, "the model answers differently"
+    never, some = {599}, {alone[0][2], alone[1][5], alone[3][9]}
+    for stop in (never, some):
+        wanted = [cut(a, stop) for a in alone]
+        assert generation.greedy_batch(chat_model.model, prompts, 24, stop) == wanted
+        for prompt, answer in zip(prompts, wanted, strict=True):
+            assert generation.greedy_batch(chat_model.model, [prompt], 24, stop) == [answer]
+    assert len({len(cut(a, some)) for a in alone}) > 1, "rows stop at different steps"
+
+
+def cut(tokens: list[int], stop: set[int]) -> list[int]:
+    return tokens[: next((i for i, t in enumerate(tokens) if t in stop), len(tokens))]
+
+
+def test_answers_come_back_in_order_whatever_the_batch_size(chat_model, project):
+    settings = project.profile.generation
+    together = chat_model.answer_all(PROMPTS, settings.model_copy(update={"batch_size": 5}))
+    pairs = chat_model.answer_all(PROMPTS, settings.model_copy(update={"batch_size": 2}))
+    assert [a.text for a in together] == [a.text for a in pairs]
+    for prompt, answer in zip(PROMPTS, together, strict=True):
+        streamed = chat_model.stream([{"role": "user", "content": prompt}], settings.max_tokens)
+        tokens = cut([r.token for r in streamed], chat_model.tokenizer.eos_token_ids)
+        assert chat_model.tokenizer.decode(tokens).strip() == answer.text

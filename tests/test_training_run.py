@@ -1,0 +1,260 @@
+"""Real training processes on a tiny llama: continue, refuse, resume, stop, load elsewhere."""
+
+import json
+import re
+import signal
+import time
+
+import mlx.core as mx
+import pytest
+from mlx_lm.tuner.utils import load_adapters
+from mlx_lm.utils import load_model
+from support import read_jsonl, snapshot
+
+from injection import models, profiles
+from injection.files import InputError
+
+CPT, SFT = "adapters_tiny_paper_cpt", "adapters_tiny_paper_sft"
+
+
+def weights(folder) -> dict[str, mx.array]:
+    return mx.load(str(folder / "adapters.safetensors"))
+
+
+def manifest(folder) -> dict:
+    return json.loads((folder / "manifest.json").read_text())
+
+
+def largest_difference(a: dict, b: dict) -> float:
+    assert a.keys() == b.keys()
+    return max(mx.max(mx.abs(a[name] - b[name])).item() for name in a)
+
+
+def test_sft_continues_from_cpt_and_says_so(trained_once):
+    found = re.search(
+        rf"continues from {CPT}: its validation loss ([\d.]+) reproduced", trained_once.log["sft"]
+    )
+    cpt, sft = manifest(trained_once / CPT), manifest(trained_once / SFT)
+    assert float(found[1]) == pytest.approx(cpt["best_validation"]["loss"], abs=1e-3)
+    assert sft["parent"]["sha256"] == cpt["weights_sha256"] and cpt["parent"] is None
+    assert sft["base"] == cpt["base"] and sft["lora"] == cpt["lora"]
+    before, after = weights(trained_once / CPT), weights(trained_once / SFT)
+    assert {k: v.shape for k, v in before.items()} == {k: v.shape for k, v in after.items()}
+    assert largest_difference(before, after) > 0
+
+
+@pytest.mark.parametrize("folder", [CPT, SFT])
+def test_adapter_folder_is_complete(trained_once, folder):
+    names = {f.name for f in (trained_once / folder).iterdir()}
+    assert names == {
+        "adapters.safetensors",
+        "adapter_config.json",
+        "manifest.json",
+        "metrics.jsonl",
+    }
+    assert not (trained_once / f"{folder}.partial").exists()
+    recorded = manifest(trained_once / folder)
+    later = [h for h in recorded["history"] if h["step"]]
+    assert recorded["history"][0]["step"] == 0 and len(later) == 3
+    assert recorded["best_validation"] == max(later, key=lambda h: h["score"])
+    assert recorded["steps"] == later[-1]["step"]
+    rows = read_jsonl(trained_once / folder / "metrics.jsonl")
+    assert [r["step"] for r in rows if r.get("validation")] == [0, *(h["step"] for h in later)]
+
+
+def test_training_learns_its_rows(trained):
+    out = trained.ok(*trained.train("cpt", "--output", "long", "--set", "cpt.epochs=60"))
+    assert "wrote" in out
+    steps = [r for r in read_jsonl(trained / "long/metrics.jsonl") if not r.get("validation")]
+    assert len(steps) > 5 and steps[-1]["loss"] < 0.6 * steps[0]["loss"]
+
+
+def test_second_run_is_up_to_date_and_changed_data_retrains(trained):
+    before = snapshot(trained / CPT)
+    assert f"up to date: {CPT}" in trained.ok(*trained.train("cpt"))
+    assert f"up to date: {SFT}" in trained.ok(*trained.train("sft"))
+    assert snapshot(trained / CPT) == before
+    rows = trained.read_jsonl("data/paper/cpt/tiny/train.jsonl")
+    trained.write_jsonl("data/paper/cpt/tiny/train.jsonl", [*rows, {"text": "One more row."}])
+    assert f"wrote {CPT}" in trained.ok(*trained.train("cpt"))
+    assert f"wrote {SFT}" in trained.ok(*trained.train("sft")), "its parent changed"
+
+
+def refusals(project, *command, expected: str) -> None:
+    before = snapshot(project / SFT)
+    assert expected in project.refused(*command)
+    assert snapshot(project / SFT) == before
+
+
+def test_cpt_adapter_of_another_base_is_refused(trained):
+    config = trained / "models/tiny-4bit/config.json"
+    config.write_text(config.read_text() + "\n")
+    refusals(trained, *trained.train("sft"), expected=f"{CPT} was trained on another base")
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("lora.rank=8", "has LoRA shape"),
+        ("lora.scale=1.0", "has LoRA shape"),
+        ("lora.layers=3", f"{CPT} lacks model.layers.1."),
+        ("lora.layers=1", "which the LoRA shape of the profile has not"),
+        ("lora.layers=9", "lora.layers is 9, but the model has 4 layers"),
+    ],
+)
+def test_cpt_adapter_of_another_shape_is_refused(trained, setting, expected):
+    refusals(trained, *trained.train("sft", "--set", setting), expected=expected)
+
+
+def test_cpt_adapter_that_changes_nothing_is_refused(trained):
+    file = trained / CPT / "adapters.safetensors"
+    zero = {k: v * 0 if k.endswith("lora_b") else v for k, v in weights(trained / CPT).items()}
+    mx.eval(zero)
+    mx.save_safetensors(str(file), zero)
+    refusals(trained, *trained.train("sft"), expected="changes nothing")
+
+
+def test_cpt_adapter_with_other_weights_than_its_manifest_is_refused(trained):
+    """The proof that SFT starts from CPT: the recorded validation loss must come out again."""
+    other = {k: v + 0.5 for k, v in weights(trained / CPT).items()}
+    mx.eval(other)
+    mx.save_safetensors(str(trained / CPT / "adapters.safetensors"), other)
+    refusals(trained, *trained.train("sft"), expected="gives validation loss")
+
+
+@pytest.mark.xfail(strict=True, reason="bug: a damaged adapters.safetensors ends in a traceback")
+def test_damaged_cpt_adapter_is_refused(trained):
+    file = trained / CPT / "adapters.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    refusals(trained, *trained.train("sft"), expected=CPT)
+
+
+def test_missing_cpt_adapter_is_refused_unless_none_is_wanted(tiny_project):
+    line = tiny_project.refused(*tiny_project.train("sft"))
+    assert f"missing {CPT}" in line and "cpt.sh" in line
+    command = tiny_project.train("sft", "--from-adapter", "none", "--max-steps", "4")
+    assert "wrote" in tiny_project.ok(*command)
+    assert manifest(tiny_project / SFT)["parent"] is None
+
+
+def checkpoint_step(file) -> int:
+    if not file.exists():
+        return 0
+    return json.loads(mx.load(str(file), return_metadata=True)[1]["state"])["step"]
+
+
+@pytest.mark.parametrize("stage", ["cpt", "sft"])
+def test_killed_run_resumes_exactly(trained, stage):
+    """SIGKILL in the middle, twice; the result equals that of a run left alone."""
+    command = trained.train(stage, "--output", "killed", "--set", f"{stage}.epochs=12")
+    code = (
+        "from injection import files, training\n"
+        "training.CHECKPOINT_SECONDS = 0\n"
+        "files.run(training.main)"
+    )
+    checkpoint = trained / "killed.partial/checkpoint.safetensors"
+    for until in (5, 17):
+        process = trained.start("-c", code, *command[2:])
+        deadline = time.monotonic() + 400
+        while checkpoint_step(checkpoint) < until and time.monotonic() < deadline:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.005)
+        process.kill()
+        process.communicate()
+        assert checkpoint_step(checkpoint) >= until
+        assert not (trained / "killed").exists()
+    out = trained.ok(*command)
+    assert int(re.search(r"resumes at step (\d+)", out)[1]) >= 17
+    trained.ok(*(part if part != "killed" else "alone" for part in command))
+    assert largest_difference(weights(trained / "killed"), weights(trained / "alone")) < 1e-6
+    killed, alone = manifest(trained / "killed"), manifest(trained / "alone")
+    assert killed["best_step"] == alone["best_step"] and killed["steps"] == alone["steps"]
+    assert [h["step"] for h in killed["history"]] == [h["step"] for h in alone["history"]]
+    for a, b in zip(killed["history"], alone["history"], strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
+    rows = read_jsonl(trained / "killed/metrics.jsonl")
+    for kind in (None, True):
+        steps = [r["step"] for r in rows if r.get("validation") == kind]
+        assert steps == sorted(set(steps)), "no step is reported twice"
+
+
+def test_interrupted_run_of_other_data_starts_again(trained):
+    code = (
+        "import os, signal\n"
+        "from injection import files, training\n"
+        "save = training.save_checkpoint\n"
+        "def save_and_die(run):\n"
+        "    save(run); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "training.save_checkpoint = save_and_die\n"
+        "files.run(training.main)"
+    )
+    command = trained.train("cpt", "--output", "killed")
+    assert trained.run("-c", code, *command[2:]).returncode == -signal.SIGKILL
+    assert (trained / "killed.partial/checkpoint.safetensors").exists()
+    rows = trained.read_jsonl("data/paper/cpt/tiny/train.jsonl")
+    trained.write_jsonl("data/paper/cpt/tiny/train.jsonl", rows[1:])
+    out = trained.ok(*command)
+    assert "resumes" not in out and "wrote killed" in out
+
+
+DIVERGING = ("--set", "sft.learning_rate=1e30")
+
+
+def test_nan_stops_and_keeps_the_best(trained):
+    """The first step has rate 0, so the best is the CPT adapter as it came."""
+    trained.ok(*trained.train("sft", *DIVERGING, "--set", "sft.validations=9"))
+    recorded = manifest(trained / SFT)
+    assert "not a number" in recorded["stopped"]
+    assert recorded["best_step"] < recorded["steps"] < 9
+    kept = weights(trained / SFT)
+    assert all(mx.all(mx.isfinite(v)).item() for v in kept.values())
+    assert largest_difference(kept, weights(trained / CPT)) == 0
+
+
+def test_nan_before_any_validation_leaves_the_old_adapter(trained):
+    command = trained.train("sft", *DIVERGING, "--set", "sft.validations=1")
+    refusals(trained, *command, expected="not a number")
+
+
+def test_early_stop_keeps_the_best_not_the_last(trained):
+    """A rate so high that validation gets worse."""
+    sets = ("learning_rate=0.3", "validations=9", "patience=2", "epochs=9", "warmup=0.3")
+    settings = [part for s in sets for part in ("--set", f"cpt.{s}")]
+    trained.ok(*trained.train("cpt", *settings))
+    recorded = manifest(trained / CPT)
+    later = [h for h in recorded["history"] if h["step"]]
+    assert "no better validation in 2" in recorded["stopped"]
+    assert recorded["best_step"] < recorded["steps"]
+    assert recorded["best_validation"]["loss"] == min(h["loss"] for h in later)
+
+
+def test_mlx_lm_loads_the_adapter_and_computes_the_same(trained_once, monkeypatch):
+    monkeypatch.setattr(profiles, "ROOT", trained_once.root)
+    project = profiles.Project("tiny", "paper")
+    ours = models.ChatModel(project.base, project.profile.chat)
+    plain, _ = load_model(project.base)
+    tokens = mx.array([ours.prompt([{"role": "user", "content": "What is 3?"}])])
+    base = ours.model(tokens)
+    assert mx.max(mx.abs(base - plain(tokens))).item() < 1e-3
+    theirs = load_adapters(plain, str(trained_once / SFT))
+    theirs.eval()
+    for folder, same in ((SFT, True), (CPT, False)):
+        ours.attach(trained_once / folder)
+        difference = mx.max(mx.abs(ours.model(tokens) - theirs(tokens))).item()
+        assert (difference < 1e-3) is same
+    ours.attach(None)
+    assert mx.array_equal(ours.model(tokens), base), "detaching restores the base"
+
+
+def test_failed_attach_keeps_the_attached_adapter(trained, monkeypatch):
+    monkeypatch.setattr(profiles, "ROOT", trained.root)
+    project = profiles.Project("tiny", "paper")
+    model = models.ChatModel(project.base, project.profile.chat)
+    model.attach(trained / CPT)
+    tokens = mx.array([[5, 6, 7]])
+    before = model.model(tokens)
+    (trained / SFT / "manifest.json").unlink()
+    with pytest.raises(InputError, match="missing .*manifest.json"):
+        model.attach(trained / SFT)
+    assert model.adapter == trained / CPT
+    assert mx.array_equal(model.model(tokens), before)
