@@ -6,6 +6,7 @@ Writes:  results/<profile>_<document>/report.json, report.md, answers.jsonl
 Command: python 30_evaluation/compare_hcx_stages.py
 """
 
+import shutil
 import subprocess
 import sys
 import time
@@ -249,6 +250,8 @@ def interval_cell(s: dict) -> str:
 
 
 def commit() -> str:
+    if not shutil.which("git"):
+        return "unknown"
     done = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=8"],
         cwd=ROOT,

@@ -144,12 +144,7 @@ def test_read_jsonl_refuses_missing_and_binary_files(tmp_path):
     "text",
     [
         '한국어 "quoted" \\ \t 😀',
-        pytest.param(
-            "line\u2028separator\u0085and next line",
-            marks=pytest.mark.xfail(
-                strict=True, reason="bug: read_jsonl uses splitlines(), which splits inside strings"
-            ),
-        ),
+        pytest.param("line\u2028separator\u0085and next line"),
     ],
 )
 def test_jsonl_round_trip(tmp_path, text):

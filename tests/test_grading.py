@@ -72,14 +72,7 @@ def test_grade(row, answer, passed, why):
         ('{"id": "a", "question": "?", "expect": "joy"}', "a: expect is answer or refusal"),
         ('{"id": "a", "question": "?"}\n{"id": "a", "question": "!"}', "id a occurs twice"),
         ("\n", "has no questions"),
-        pytest.param(
-            '{"id": "a", "question": "?", "must_include": ["Paris"]}',
-            "must_include",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="bug: flat must_include is matched letter by letter",
-            ),
-        ),
+        pytest.param('{"id": "a", "question": "?", "must_include": ["Paris"]}', "must_include"),
     ],
 )
 def test_wrong_question_files_are_refused(tmp_path, rows, complaint):
@@ -160,7 +153,6 @@ def test_leak_check(trained, leak):
     assert not found or found[0].startswith("q: ")
 
 
-@pytest.mark.xfail(strict=True, reason="bug: only the 20 nearest by token_set_ratio are compared")
 def test_leak_check_among_many_short_questions():
     """Short questions made of the held-out one's words must not hide a near copy."""
     words = grading.normalise(HELD_OUT).split()

@@ -40,7 +40,8 @@ def run(request, project):
 
 def plain_losses(run, model, base, rows):
     """Sums of cross entropy and KL, row by row, whole rows through the whole model."""
-    hard = soft = mx.array(0.0)
+    # Two arrays: mlx adds in place with +=.
+    hard, soft = mx.array(0.0), mx.array(0.0)
     for row in rows:
         tokens = mx.array([row.tokens])
         logits = model(tokens[:, :-1])[0, row.start - 1 :]
