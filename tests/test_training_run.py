@@ -196,18 +196,28 @@ def test_interrupted_run_of_other_data_starts_again(trained):
     assert "resumes" not in out and "wrote killed" in out
 
 
-DIVERGING = ("--set", "sft.learning_rate=1e30")
-
-
 def test_nan_stops_and_keeps_the_best(trained):
-    """The first step has rate 0, so the best is the CPT adapter as it came."""
-    trained.ok(*trained.train("sft", *DIVERGING, "--set", "sft.validations=9"))
+    """The loss breaks at step 6, after validations at every step."""
+    code = (
+        "from injection import files, training\n"
+        "mean = training._mean_loss\n"
+        "def breaking(run, rows):\n"
+        "    loss, parts = mean(run, rows)\n"
+        "    return (loss * float('nan') if run.state.step >= 5 else loss), parts\n"
+        "training._mean_loss = breaking\n"
+        "files.run(training.main)"
+    )
+    command = trained.train("sft", "--set", "sft.validations=9")
+    trained.ok("-c", code, *command[2:])
     recorded = manifest(trained / SFT)
-    assert "not a number" in recorded["stopped"]
-    assert recorded["best_step"] < recorded["steps"] < 9
+    assert "not a number at step 6" in recorded["stopped"]
+    assert 1 <= recorded["best_step"] <= recorded["steps"] == 5
     kept = weights(trained / SFT)
     assert all(mx.all(mx.isfinite(v)).item() for v in kept.values())
-    assert largest_difference(kept, weights(trained / CPT)) == 0
+    assert largest_difference(kept, weights(trained / CPT)) > 0
+
+
+DIVERGING = ("--set", "sft.learning_rate=1e30")
 
 
 def test_nan_before_any_validation_leaves_the_old_adapter(trained):
