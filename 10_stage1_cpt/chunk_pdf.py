@@ -9,6 +9,7 @@ Command: python 10_stage1_cpt/chunk_pdf.py
 
 import bisect
 import hashlib
+import logging
 import re
 import sys
 import unicodedata
@@ -39,6 +40,8 @@ def pdf_pages(path: Path) -> list[str]:
     from pypdf import PdfReader
     from pypdf.errors import PyPdfError
 
+    # Its warnings would stand before the one line that says what to do.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
     try:
         reader = PdfReader(path)
         if reader.is_encrypted and not reader.decrypt(""):

@@ -226,15 +226,22 @@ def test_nan_before_any_validation_leaves_the_old_adapter(trained):
 
 
 def test_early_stop_keeps_the_best_not_the_last(trained):
-    """A rate so high that validation gets worse."""
-    sets = ("learning_rate=0.3", "validations=9", "patience=2", "epochs=9", "warmup=0.3")
-    settings = [part for s in sets for part in ("--set", f"cpt.{s}")]
-    trained.ok(*trained.train("cpt", *settings))
+    """A validation that gets worse after step 4."""
+    code = (
+        "from injection import files, training\n"
+        "validate = training.Run.validate\n"
+        "training.Run.validate = lambda run: {**validate(run), 'score': -abs(run.state.step - 4)}\n"
+        "files.run(training.main)"
+    )
+    command = trained.train("cpt", "--set", "cpt.validations=9", "--set", "cpt.patience=2")
+    trained.ok("-c", code, *command[2:])
     recorded = manifest(trained / CPT)
-    later = [h for h in recorded["history"] if h["step"]]
     assert "no better validation in 2" in recorded["stopped"]
-    assert recorded["best_step"] < recorded["steps"]
-    assert recorded["best_validation"]["loss"] == min(h["loss"] for h in later)
+    validated = [h["step"] for h in recorded["history"]]
+    assert recorded["best_step"] == 4 and validated.index(4) == len(validated) - 3
+    command = trained.train("cpt", "--output", "four", "--max-steps", "4")
+    trained.ok(*command, "--set", "cpt.validations=1")
+    assert largest_difference(weights(trained / CPT), weights(trained / "four")) < 1e-6
 
 
 def test_mlx_lm_loads_the_adapter_and_computes_the_same(trained_once, monkeypatch):
