@@ -25,7 +25,7 @@ from injection.files import (
     shown,
     write_jsonl,
 )
-from injection.profiles import Generation, Project, open_project, parser
+from injection.profiles import Project, open_project, parser
 from injection.progress import Progress
 
 
@@ -60,9 +60,7 @@ def answer(model, project: Project, prompts: list[dict], output: Path) -> None:
         update={"max_tokens": project.profile.replay.max_tokens}
     )
     bar = Progress("answers", len(prompts))
-    answers = model.answer_all(
-        [p["prompt"] for p in prompts], Generation(**dict(settings)), bar.update
-    )
+    answers = model.answer_all([p["prompt"] for p in prompts], settings, bar.update)
     rows = [
         {**prompt, "answer": a.text, "open": a.finish_reason == "length"}
         for prompt, a in zip(prompts, answers, strict=True)

@@ -45,7 +45,6 @@ def fact_rows(project: Project) -> tuple[list[dict], list[dict]]:
         source = f"fact {fact.id}, page {fact.page}"
         trained = fact.statements[:-1] or fact.statements
         train += [{"text": s, "source": source} for s in trained[: mix.statements]]
-        # The wordings furthest from the front of the list: SFT variants start at the front.
         for question in fact.questions[: mix.questions]:
             train.append(golden.chat_row(question, golden.reply(fact, style), source))
         valid.append({"text": fact.statements[-1], "source": source})
