@@ -35,7 +35,7 @@ def read_facts(project: Project) -> list[Fact]:
     """The hand-curated facts, and the accepted ones among the generated."""
     rows = _read(project.facts)
     if project.generated.exists():
-        rows += [f for f in _read(project.generated, accepted_only=True)]
+        rows += _read(project.generated, accepted_only=True)
     if not rows:
         raise InputError(f"{shown(project.facts)} has no facts")
     return rows

@@ -14,6 +14,7 @@ import json
 import math
 import shutil
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -219,7 +220,7 @@ def train(run_: Run, max_steps: int | None = None) -> None:
     total = min(total, max_steps) if max_steps else total
     every = max(1, math.ceil(total / settings.validations))
     bar = Progress(run_.stage, total)
-    window = {"loss": 0.0, "kl": 0.0, "tokens": 0, "seconds": 0.0}
+    window: Counter = Counter()
     saved = time.monotonic()
     order: list[list[int]] = []
     if state.step == 0:
@@ -261,20 +262,16 @@ def _mean_loss(run_: Run, rows: list[batches.Row]):
     return (hard + run_.settings.replay_weight * soft) / tokens, mx.stack([hard, soft])
 
 
-def _count(window: dict, rows: list[batches.Row], parts: mx.array, seconds: float) -> None:
+def _count(window: Counter, rows: list[batches.Row], parts: mx.array, seconds: float) -> None:
     window["loss"] += parts[0].item()
     window["kl"] += parts[1].item()
-    window["hard_tokens"] = window.get("hard_tokens", 0) + sum(
-        len(r.targets) for r in rows if not r.from_base
-    )
-    window["soft_tokens"] = window.get("soft_tokens", 0) + sum(
-        len(r.targets) for r in rows if r.from_base
-    )
+    window["hard_tokens"] += sum(len(r.targets) for r in rows if not r.from_base)
+    window["soft_tokens"] += sum(len(r.targets) for r in rows if r.from_base)
     window["tokens"] += sum(len(r.tokens) for r in rows)
     window["seconds"] += seconds
 
 
-def _report_step(run_: Run, window: dict) -> None:
+def _report_step(run_: Run, window: Counter) -> None:
     row = {
         "step": run_.state.step,
         "loss": window["loss"] / max(1, window["hard_tokens"]),
@@ -286,7 +283,6 @@ def _report_step(run_: Run, window: dict) -> None:
     }
     _append_metrics(run_, row)
     window.clear()
-    window.update({"loss": 0.0, "kl": 0.0, "tokens": 0, "seconds": 0.0})
 
 
 def _note_validation(run_: Run, total: int) -> None:
