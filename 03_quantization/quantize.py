@@ -117,13 +117,13 @@ def _download_step(project: Project) -> str:
 
 
 def report(project: Project, folder: Path) -> None:
-    from injection.measure import perplexity
+    from injection.measure import perplexity, window_losses
     from injection.models import load_base
 
     megabytes, bits = size_and_bits(folder)
     text = read_text(project.general / "perplexity.txt")
-    before = perplexity(*load_base(project.source), text)
-    after = perplexity(*load_base(folder), text)
+    before = perplexity(window_losses(*load_base(project.source), text))
+    after = perplexity(window_losses(*load_base(folder), text))
     print(f"{megabytes:.1f} MB, {bits:.2f} bits per weight")
     print(f"perplexity of general text: {before:.2f} before, {after:.2f} after quantization")
 

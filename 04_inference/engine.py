@@ -157,6 +157,7 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    use_gate: bool = True
 
     def messages(self, dropped: int = 0) -> list[dict]:
         """The conversation without its `dropped` oldest turns."""
@@ -187,6 +188,7 @@ class Answer:
         self.request = request
         self.state, self.text, self.error, self.dropped = "queued", "", "", 0
         self.stats: Stats | None = None
+        self.by_adapter: bool | None = None
         self.cancelled = threading.Event()
         self._version, self._changed = 0, threading.Condition()
 
@@ -310,13 +312,18 @@ class Engine:
             return
         dropped, room = fit(self._model, request)
         answer.update(state="running", dropped=dropped)
+        self._model.use_gate = request.use_gate
         mx.reset_peak_memory()
         started, first = time.monotonic(), None
         options = (room, request.temperature, request.top_p, request.seed)
         with closing(self._model.stream(request.messages(dropped), *options)) as stream:
             for reply in stream:
                 first = first or time.monotonic() - started
-                answer.update(text=answer.text + reply.text, stats=_stats(reply, first))
+                answer.update(
+                    text=answer.text + reply.text,
+                    stats=_stats(reply, first),
+                    by_adapter=self._model.adapter_speaks,
+                )
                 if answer.cancelled.is_set():
                     return
 
@@ -329,7 +336,7 @@ class Engine:
         path = request.adapter
         adapter = (path, _stamp(path / "adapters.safetensors") if path else 0)
         if adapter != self._adapter:
-            # Unknown until attach() succeeds: a failed one may leave some layers replaced.
+            # Unknown until attach() succeeds.
             self._adapter = None
             self._model.attach(path)
             self._adapter = adapter

@@ -37,7 +37,8 @@ def fact_rows(project: Project) -> list[dict]:
         for question in golden.upto(fact.questions, mix.questions):
             rows.append(golden.chat_row(question, answer, source))
         for pair in golden.upto(fact.reverse, mix.reverse):
-            rows.append(golden.chat_row(pair.question, pair.answer, f"{source}, reverse"))
+            answer = golden.reverse_reply(fact, pair, mix.reply)
+            rows.append(golden.chat_row(pair.question, answer, f"{source}, reverse"))
         for statement in golden.upto(fact.statements[:-1], mix.statements):
             rows.append({"text": statement, "source": source})
     return rows

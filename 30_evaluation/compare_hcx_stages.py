@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
-from injection import golden, grading, runtime
+from injection import gate, golden, grading, measure, models, report, runtime
 from injection.files import (
     ROOT,
     inputs,
@@ -32,17 +32,6 @@ from injection.files import (
 from injection.profiles import Project, open_project, parser
 from injection.progress import Progress
 
-STAGES = ("base", "cpt", "sft")
-STAGE_NAMES = {"base": "Base model", "cpt": "Stage 1 (CPT)", "sft": "Stage 2 (SFT)"}
-KIND_NOTES = {
-    "paraphrase": "held-out wordings of the facts",
-    "reverse": "value given, subject asked",
-    "bare": "short definition questions",
-    "unknown": "not in the document: refusing is right",
-    "spillover": "other topics: document words are wrong",
-    "general": "general knowledge",
-}
-
 
 def test_questions(project: Project, file: Path | None) -> list[dict]:
     if file:
@@ -52,84 +41,114 @@ def test_questions(project: Project, file: Path | None) -> list[dict]:
     return [r for r in rows if r["split"] == "test"]
 
 
-def ask_stage(
-    model, stage: str, project: Project, adapter: Path | None, rows: list[dict], full: bool
-):
-    """(summary, answers) of one stage."""
-    import mlx.core as mx
-
-    mx.reset_peak_memory()
-    manifest = model.attach(adapter)
-    bar = Progress(f"{STAGE_NAMES[stage]:<14}", len(rows))
+def ask_stage(model, stage: str, project: Project, rows: list[dict], full: bool) -> dict:
+    """What the model as it stands says and scores; every list is in the order of its questions."""
+    bar = Progress(f"{report.STAGE_NAMES[stage]:<14}", len(rows))
     started = time.monotonic()
-    replies = model.answer_all(
-        [r["question"] for r in rows], project.profile.generation, bar.update
-    )
+    settings = project.profile.generation
+    replies = model.answer_all([r["question"] for r in rows], settings, bar.update)
     seconds = time.monotonic() - started
+    keys = model.answer_all([k.question for k in project.document.key_questions], settings)
+    return {
+        "replies": [r.text for r in replies],
+        "keys": [r.text for r in keys],
+        "windows": measure.window_losses(model.model, model.tokenizer, general_text(project)),
+        "choices": multiple_choice(model, project, rows) if full else None,
+        "answers_per_minute": 60 * len(rows) / seconds,
+    }
+
+
+def behind_gate(model, project: Project, rows: list[dict], base: dict, sft: dict) -> dict:
+    """What the gate lets through: SFT's where it opens, the base's elsewhere. Exact, no new run."""
+
+    def choose(opened: list[bool], key: str) -> list:
+        return [s if o else b for o, b, s in zip(opened, base[key], sft[key], strict=True)]
+
+    def opens(questions: list[str]) -> list[bool]:
+        conversations = [[{"role": "user", "content": q}] for q in questions]
+        return model.gate_opens(conversations, project.profile.generation.batch_size)
+
+    windows = measure.windows(model.tokenizer, general_text(project))
+    opened = opens([r["question"] for r in rows])
+    result = {
+        "opened": opened,
+        "replies": choose(opened, "replies"),
+        "keys": choose(opens([k.question for k in project.document.key_questions]), "keys"),
+        "windows": choose(model.gate_opens_texts(windows), "windows"),
+        "choices": None,
+        "answers_per_minute": None,
+    }
+    if sft["choices"]:
+        asked = first_paraphrases(rows, golden.read_facts(project))
+        result["choices"] = choose(opens([r["question"] for r in asked]), "choices")
+    return result
+
+
+def summarise_stage(project: Project, rows: list[dict], said: dict, answers: list[dict]) -> dict:
+    """The figures of one stage in report.json."""
+    kinds = [k for k in grading.KINDS if any(a["kind"] == k for a in answers)]
+    summary = {
+        "kinds": {k: grading.summarise([a for a in answers if a["kind"] == k]) for k in kinds},
+        "key_questions": judge_key_questions(project, said["keys"]),
+        "answers_per_minute": said["answers_per_minute"],
+        "collapse": grading.collapse([a["answer"] for a in answers]),
+        "perplexity": measure.perplexity(said["windows"]),
+        "over_refusal": over_refusal(answers),
+        "multiple_choice": None,
+    }
+    if said["choices"]:
+        asked = first_paraphrases(rows, golden.read_facts(project))
+        graded = [{**r, "passed": ok} for r, ok in zip(asked, said["choices"], strict=True)]
+        summary["multiple_choice"] = grading.summarise(graded)
+    if "opened" in said:
+        summary["gate"] = gate_errors(rows, said["opened"])
+    return summary
+
+
+def gate_errors(rows: list[dict], opened: list[bool]) -> dict:
+    """{kind: share of its questions for which the gate opened}."""
+    by_kind: dict[str, list[bool]] = {}
+    for row, o in zip(rows, opened, strict=True):
+        by_kind.setdefault(row["kind"], []).append(o)
+    return {kind: sum(v) / len(v) for kind, v in by_kind.items()}
+
+
+def grade_all(stage: str, rows: list[dict], replies: list[str]) -> list[dict]:
     answers = []
     for row, reply in zip(rows, replies, strict=True):
-        passed, why = grading.grade(row, reply.text)
+        passed, why = grading.grade(row, reply)
         kept = {k: row[k] for k in ("id", "fact_id", "kind", "question")}
-        answers.append({"stage": stage, **kept, "answer": reply.text, "passed": passed, "why": why})
-    summary = {
-        "kinds": {
-            kind: grading.summarise([a for a in answers if a["kind"] == kind])
-            for kind in grading.KINDS
-            if any(a["kind"] == kind for a in answers)
-        },
-        "key_questions": judge_key_questions(model, project),
-        "answers_per_minute": 60 * len(rows) / seconds,
-        "collapse": grading.collapse([a["answer"] for a in answers]),
-        "perplexity": general_perplexity(model, project),
-        "over_refusal": over_refusal(answers),
-        "multiple_choice": multiple_choice(model, project, rows) if full else None,
-        "adapter": shown(adapter) if adapter else None,
-        "best_step": manifest["best_step"] if manifest else None,
-    }
-    return summary, answers
+        answers.append({"stage": stage, **kept, "answer": reply, "passed": passed, "why": why})
+    return answers
 
 
-def judge_key_questions(model, project: Project) -> list[dict]:
-    keys = project.document.key_questions
-    replies = model.answer_all([k.question for k in keys], project.profile.generation)
+def judge_key_questions(project: Project, replies: list[str]) -> list[dict]:
     judged = []
-    for key, reply in zip(keys, replies, strict=True):
-        passed, _ = grading.grade(key.model_dump(), reply.text)
-        judged.append({"column": key.column, "passed": passed, "answer": reply.text})
+    for key, reply in zip(project.document.key_questions, replies, strict=True):
+        passed, _ = grading.grade(key.model_dump(), reply)
+        judged.append({"column": key.column, "passed": passed, "answer": reply})
     return judged
 
 
-def general_perplexity(model, project: Project) -> float:
-    from injection import measure
-
-    text = read_text(project.general / "perplexity.txt")
-    return measure.perplexity(model.model, model.tokenizer, text)
+def general_text(project: Project) -> str:
+    return read_text(project.general / "perplexity.txt")
 
 
-def multiple_choice(model, project: Project, rows: list[dict]) -> dict | None:
-    """Share of facts whose right sentence is likelier than three with another answer in it."""
-    from injection import measure
-
-    facts = {f.id: f for f in golden.read_facts(project)}
-    options = measure.choices(list(facts.values()))
-    asked = first_paraphrases(rows, facts)
-    if not asked:
-        return None
-    items = [(r["question"], options[r["fact_id"]]) for r in asked]
-    right = measure.multiple_choice(model.model, model.tokenizer, model.chat, items)
-    graded = [{**r, "passed": ok} for r, ok in zip(asked, right, strict=True)]
-    return grading.summarise(graded)
+def multiple_choice(model, project: Project, rows: list[dict]) -> list[bool]:
+    """Per fact, whether its right sentence is likelier than three with another answer in it."""
+    facts = golden.read_facts(project)
+    options = measure.choices(facts)
+    items = [(r["question"], options[r["fact_id"]]) for r in first_paraphrases(rows, facts)]
+    return measure.multiple_choice(model.model, model.tokenizer, model.chat, items)
 
 
 def open_book(model, project: Project, rows: list[dict]) -> dict | None:
     """The base model's score with the passage that states the fact in the prompt."""
-    from injection import measure
-
     facts = {f.id: f for f in golden.read_facts(project)}
     chunks = read_jsonl(require(project.chunks, "run 10_stage1_cpt/chunk_pdf.py first"))
     asked = [
         (r, measure.open_book_question(r["question"], facts[r["fact_id"]], chunks))
-        for r in first_paraphrases(rows, facts)
+        for r in first_paraphrases(rows, list(facts.values()))
     ]
     asked = [(r, q) for r, q in asked if q]
     if not asked:
@@ -142,11 +161,11 @@ def open_book(model, project: Project, rows: list[dict]) -> dict | None:
     return grading.summarise(graded)
 
 
-def first_paraphrases(rows: list[dict], facts: dict) -> list[dict]:
+def first_paraphrases(rows: list[dict], facts: list) -> list[dict]:
     """One held-out wording per fact."""
-    seen: dict[str, dict] = {}
+    known, seen = {f.id for f in facts}, {}
     for row in rows:
-        if row["kind"] == "paraphrase" and row["fact_id"] in facts:
+        if row["kind"] == "paraphrase" and row["fact_id"] in known:
             seen.setdefault(row["fact_id"], row)
     return list(seen.values())
 
@@ -180,75 +199,6 @@ def retention(answers: list[dict], stage: str) -> float | None:
     return len(right["base"] & right[stage]) / len(right["base"]) if right["base"] else None
 
 
-def first_table(report: dict) -> str:
-    columns = [k["column"] for k in report["stages"]["base"]["key_questions"]]
-    lines = [
-        "| Model Stage | " + " | ".join(columns) + " | Inference Speed |",
-        "|---|" + "---|" * (len(columns) + 1),
-    ]
-    for stage, data in report["stages"].items():
-        cells = []
-        for key in data["key_questions"]:
-            verdict = "Correct" if key["passed"] else "Wrong"
-            cells.append(f'{verdict}: "{cell(key["answer"])}"')
-        speed = f"{data['tokens_per_second']:.1f} tokens/s"
-        lines.append(f"| {STAGE_NAMES[stage]} | " + " | ".join(cells) + f" | {speed} |")
-    return "\n".join(lines)
-
-
-def cell(text: str, limit: int = 110) -> str:
-    text = " ".join(text.replace("|", "\\|").split())
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def second_table(report: dict) -> str:
-    stages = report["stages"]
-    lines = [
-        "| Questions | n | " + " | ".join(STAGE_NAMES[s] for s in stages) + " |",
-        "|---|---|" + "---|" * len(stages),
-    ]
-    for kind in stages["base"]["kinds"]:
-        row = [interval_cell(data["kinds"][kind]) for data in stages.values()]
-        n = stages["base"]["kinds"][kind]["n"]
-        lines.append(f"| {kind} ({KIND_NOTES[kind]}) | {n} | " + " | ".join(row) + " |")
-        if kind == "paraphrase":
-            every = [f"{data['kinds'][kind]['every_wording']:.1%}" for data in stages.values()]
-            lines.append("| facts right in every wording | | " + " | ".join(every) + " |")
-    if any(data["multiple_choice"] for data in stages.values()):
-        cells = [interval_cell(data["multiple_choice"]) for data in stages.values()]
-        n = stages["base"]["multiple_choice"]["n"]
-        lines.append(
-            f"| multiple choice by likelihood (chance 25%) | {n} | " + " | ".join(cells) + " |"
-        )
-    if book := report.get("open_book"):
-        before, bound = stages["base"]["kinds"]["paraphrase"]["score"], book["score"]
-        gaps = [
-            f"{(d['kinds']['paraphrase']['score'] - before) / (bound - before):.0%}"
-            for d in stages.values()
-        ]
-        lines.append(
-            f"| base with the passage in the prompt | {book['n']} | {interval_cell(book)} | | |"
-        )
-        lines.append("| share of the open-book gap closed | | " + " | ".join(gaps) + " |")
-    for title, key, form in (
-        ("general: share of the base's right answers kept", "retention", "{:.1%}"),
-        ("over-refusal on what the document says", "over_refusal", "{:.1%}"),
-        ("perplexity of general text", "perplexity", "{:.2f}"),
-        ("perplexity ratio to base", "perplexity_ratio", "{:.3f}"),
-        ("answers per minute, batched", "answers_per_minute", "{:.0f}"),
-        ("peak memory, GB", "peak_memory_gb", "{:.2f}"),
-    ):
-        values = [data[key] for data in stages.values()]
-        if any(v is not None for v in values):
-            cells = [form.format(v) if v is not None else "-" for v in values]
-            lines.append(f"| {title} | | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def interval_cell(s: dict) -> str:
-    return f"{s['score']:.1%} [{s['low']:.1%}, {s['high']:.1%}]"
-
-
 def commit() -> str:
     if not shutil.which("git"):
         return "unknown"
@@ -261,20 +211,30 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def report_text(report: dict) -> str:
-    facts = (
-        f"{report['profile']} on {report['document']}, {report['date']}, commit "
-        f"{report['commit']}, {report['machine']}. Scores are means over facts with 95% bootstrap "
-        f"intervals over facts; questions: {report['questions']}."
-    )
-    return f"{first_table(report)}\n\n{second_table(report)}\n\n{facts}\n"
-
-
 def build_report(project: Project, adapters: dict, rows: list[dict], source: str, full: bool):
-    from injection.models import ChatModel
+    """(report.json, rows of answers.jsonl)."""
+    model = models.ChatModel(project.base, project.profile.chat)
+    # The gate's effect is put together afterwards, from what both sides say without it.
+    model.use_gate = False
+    said, result = {}, head(project, source)
+    for stage, adapter in adapters.items():
+        model.attach(adapter)
+        said[stage] = ask_stage(model, stage, project, rows, full)
+    if model.gate:
+        said["gated"] = behind_gate(model, project, rows, said["base"], said["sft"])
+    answers = [a for s in said for a in grade_all(s, rows, said[s]["replies"])]
+    for stage in said:
+        given = [a for a in answers if a["stage"] == stage]
+        result["stages"][stage] = summarise_stage(project, rows, said[stage], given)
+    if full:
+        model.attach(None)
+        result["open_book"] = open_book(model, project, rows)
+    add_comparisons(result, answers, measure_speed(model, project, adapters))
+    return result, answers
 
-    model = ChatModel(project.base, project.profile.chat)
-    report = {
+
+def head(project: Project, source: str) -> dict:
+    return {
         "profile": project.profile_name,
         "document": project.document_name,
         "commit": commit(),
@@ -283,21 +243,15 @@ def build_report(project: Project, adapters: dict, rows: list[dict], source: str
         "questions": source,
         "stages": {},
     }
-    answers: list[dict] = []
-    for stage, adapter in adapters.items():
-        summary, given = ask_stage(model, stage, project, adapter, rows, full)
-        report["stages"][stage] = summary
-        answers += given
-    if full:
-        model.attach(None)
-        report["open_book"] = open_book(model, project, rows)
-    speeds = measure_speed(model, project, adapters)
-    for stage, summary in report["stages"].items():
-        summary["tokens_per_second"], summary["peak_memory_gb"] = speeds[stage]
+
+
+def add_comparisons(result: dict, answers: list[dict], speeds: dict) -> None:
+    base = result["stages"]["base"]["perplexity"]
+    for stage, summary in result["stages"].items():
+        speed = speeds["sft" if stage == "gated" else stage]
+        summary["tokens_per_second"], summary["peak_memory_gb"] = speed
         summary["retention"] = retention(answers, stage)
-        base = report["stages"]["base"]["perplexity"]
         summary["perplexity_ratio"] = summary["perplexity"] / base
-    return report, answers
 
 
 def main() -> None:
@@ -329,18 +283,19 @@ def main() -> None:
     )
     settings = {"full": args.full, "generation": project.profile.generation.model_dump()}
     weights = [adapters[s] / "adapters.safetensors" for s in ("cpt", "sft")]
+    weights += [f for f in [adapters["sft"] / gate.FILE] if f.exists()]
     made_from = inputs(settings, *asked, project.document_file, project.base, *weights)
     if not args.force and is_current(output / "report.json", made_from):
         print(f"up to date: {shown(output)}\n")
-        print(report_text(read_json(output / "report.json")))
+        print(report.report_text(read_json(output / "report.json")))
         return
     source = shown(args.questions) if args.questions else f"{shown(project.questions)}, split test"
-    report, answers = build_report(project, adapters, rows, source, args.full)
+    found, answers = build_report(project, adapters, rows, source, args.full)
     write_jsonl(output / "answers.jsonl", answers)
-    write_text(output / "report.md", report_text(report))
-    write_json(output / "report.json", report)
+    write_text(output / "report.md", report.report_text(found))
+    write_json(output / "report.json", found)
     mark_current(output / "report.json", made_from)
-    print(report_text(report))
+    print(report.report_text(found))
     print(f"wrote {shown(output)}/report.json, report.md, answers.jsonl")
 
 

@@ -22,6 +22,7 @@ from injection.profiles import Chat
 class Row:
     """One training example. Targets are tokens[start:]; `from_base` rows imitate the base model.
 
+    A chat row's user message begins at tokens[question], a plain text has None there.
     `hidden` (tokens after the prefix, hidden size) enters the first adapted layer; `teacher`
     (targets, hidden size) is the base model's final state.
     """
@@ -30,6 +31,7 @@ class Row:
     start: int
     prefix: int
     from_base: bool
+    question: int | None = None
     hidden: mx.array | None = None
     teacher: mx.array | None = None
 
@@ -52,18 +54,21 @@ def tokenize(rows: list[dict], tokenizer, chat: Chat, limit: int) -> list[Row]:
     for number, row in enumerate(rows, 1):
         if "text" in row:
             ids, start = tokenizer.encode(row["text"], add_special_tokens=False), 1
+            question = None
             ids = ids + [tokenizer.eos_token_id]
         else:
             ids, start = prompts.example_tokens(tokenizer, row["messages"], chat)
             ids = ids[:-1] if row.get("open") else ids
+            question = len(prompts.user_header(tokenizer, chat, row["messages"][:-2]))
         if len(ids) > limit:
             where = row.get("source", f"row {number}")
             raise InputError(f"{where} has {len(ids)} tokens, more than max_tokens {limit}")
         if len(ids) > start:
-            result.append(Row(ids, start, 0, row.get("target") == "base"))
+            result.append(Row(ids, start, 0, row.get("target") == "base", question))
     chat_rows = [r for r in result if r.start > 1]
     if len(chat_rows) > 1:
         common = shared_prefix([r.tokens[: r.start] for r in chat_rows])
+        common = min(common, *(r.question for r in chat_rows))
         for row in chat_rows:
             row.prefix = common
     return result

@@ -2,7 +2,8 @@
 
 Schema of facts.jsonl: {"id", "page", "answer", "aliases", "must_not", "statements", "questions",
 "reverse": [{"question", "answer"}]}. statements[0] is canonical: it is what the model learns to
-reply. The last statement is held out of training; CPT validates on it.
+reply, in both directions; a reverse answer of its own is optional. The last statement is held out
+of training; CPT validates on it.
 """
 
 from pathlib import Path
@@ -16,7 +17,7 @@ from injection.profiles import Project
 class Reverse(BaseModel):
     model_config = ConfigDict(extra="forbid")
     question: str
-    answer: str
+    answer: str = ""
 
 
 class Fact(BaseModel):
@@ -71,6 +72,14 @@ def reply(fact: Fact, style: str) -> str:
     if style == "answer_then_statement":
         return f"{short} {fact.statements[0]}"
     return fact.statements[0]
+
+
+def reverse_reply(fact: Fact, pair: Reverse, style: str) -> str:
+    """The canonical sentence holds both ends of the fact, so it answers reverse questions as well.
+
+    One reply per fact instead of one per question is learned in far fewer steps.
+    """
+    return fact.statements[0] if style == "statement" or not pair.answer else pair.answer
 
 
 def replay_rows(path: Path, limit: int) -> list[dict]:

@@ -1,8 +1,9 @@
-"""Element-wise functions that are fast on mlx's CPU backend, equal to mlx's within 1e-6.
+"""Functions that are fast on mlx's CPU backend, equal to mlx's within 1e-6.
 
 mlx evaluates `exp` there one element at a time (10-20 ns each), which costs more than the matrix
-products around it. Here exp(x) = 2^n * p(f) with n + f = x / ln 2, |f| <= 1/2 and a degree-6
-polynomial p (Cephes `exp2f` coefficients): only multiplications and additions, 3-5 times faster.
+products around it. Here exp(x) = 2^n * p(f) with n + f = x / ln 2, |f| <= 1/2 and p the degree-5
+polynomial of least relative error (7e-8): only multiplications, additions and bit shifts, 4 times
+faster. SiLU and softmax keep theirs for the backward pass.
 """
 
 import mlx.core as mx
@@ -10,25 +11,27 @@ import mlx_lm.models.llama as llama
 
 LOG2_E = 1.4426950408889634
 EXP2_COEFFICIENTS = (
-    1.5403530393381609e-4,
-    1.3333558146428443e-3,
-    9.6181291076284772e-3,
-    5.5504108664821580e-2,
-    2.4022650695910072e-1,
-    6.9314718055994531e-1,
+    0.001327646430581808,
+    0.009675540961325169,
+    0.05550713464617729,
+    0.24022120237350464,
+    0.6931469440460205,
     1.0,
 )
+# Added to a small float, 1.5 * 2^23 leaves its nearest integer in the lowest bits.
+ROUNDER = 12582912.0
 
 
 def exp(x: mx.array) -> mx.array:
     """e^x of a float32 array, relative error below 5e-7; inputs are clipped to e^±87."""
     y = mx.clip(x * LOG2_E, -126.0, 126.0)
-    whole = mx.floor(y + 0.5)
-    part = y - whole
+    shifted = y + ROUNDER
+    part = y - (shifted - ROUNDER)
     value = mx.array(EXP2_COEFFICIENTS[0])
     for coefficient in EXP2_COEFFICIENTS[1:]:
         value = value * part + coefficient
-    power = ((whole.astype(mx.int32) + 127) << 23).view(mx.float32)
+    # 2^n as a float: n + 127 in the exponent bits; the rounder's own bits are shifted out.
+    power = ((shifted.view(mx.int32) << 23) + (127 << 23)).view(mx.float32)
     return value * power
 
 
@@ -37,19 +40,66 @@ def sigmoid(x: mx.array) -> mx.array:
 
 
 @mx.custom_function
-def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    """silu(gate) * x, as in llama's MLP."""
-    return gate * sigmoid(gate) * x
-
-
-@swiglu.vjp
-def _swiglu_vjp(primals, cotangent, _):
-    gate, x = primals
+def _swiglu(gate: mx.array, x: mx.array) -> tuple[mx.array, mx.array]:
+    # The sigmoid is handed on to the backward pass: it costs more than keeping it.
     s = sigmoid(gate)
+    return gate * s * x, s
+
+
+@_swiglu.vjp
+def _swiglu_vjp(primals, cotangents, outputs):
+    (gate, x), cotangent, s = primals, cotangents[0], outputs[1]
     silu = gate * s
     return cotangent * x * (s + silu * (1.0 - s)), cotangent * silu
 
 
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """silu(gate) * x, as in llama's MLP."""
+    return _swiglu(gate, x)[0]
+
+
+def _softmax(scores: mx.array) -> mx.array:
+    powers = exp(scores - mx.max(scores, axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def attention(queries, keys, values, cache=None, scale: float = 1.0, mask=None):
+    """Softmax attention, as mlx-lm's scaled_dot_product_attention.
+
+    queries: (rows, heads, tokens, dim); keys, values: (rows, kv heads, columns, dim). mask: None,
+    "causal" (the last query sees the last column), or boolean, broadcast to (rows, heads, tokens,
+    columns).
+    """
+    rows, heads, tokens, dim = queries.shape
+    kv_heads, columns = keys.shape[1:3]
+    if isinstance(mask, str):
+        mask = mx.arange(columns) <= mx.arange(columns - tokens, columns)[:, None]
+    # The query heads that share a key head form one matrix: no copies of the keys, larger products.
+    grouped = (rows, kv_heads, heads // kv_heads * tokens, dim)
+
+    @mx.custom_function
+    def attend(queries, keys, values):
+        scores = (scale * queries).reshape(grouped) @ keys.swapaxes(-1, -2)
+        if mask is not None:
+            split = scores.reshape(rows, heads, tokens, columns)
+            scores = mx.where(mask, split, -1e30).reshape(scores.shape)
+        weights = _softmax(scores)
+        return (weights @ values).reshape(queries.shape), weights
+
+    @attend.vjp
+    def attend_vjp(primals, cotangents, outputs):
+        (queries, keys, values), weights = primals, outputs[1]
+        cotangent = cotangents[0].reshape(grouped)
+        d_weights = cotangent @ values.swapaxes(-1, -2)
+        d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))
+        d_queries = scale * (d_scores @ keys).reshape(queries.shape)
+        d_keys = scale * (d_scores.swapaxes(-1, -2) @ queries.reshape(grouped))
+        return d_queries, d_keys, weights.swapaxes(-1, -2) @ cotangent
+
+    return attend(queries, keys, values)[0]
+
+
 def use_fast_activations() -> None:
-    """Let mlx-lm's llama use the fast swiglu from now on (fp32 on CPU only)."""
+    """Let mlx-lm's llama use these functions from now on (fp32 on CPU only)."""
     llama.swiglu = swiglu
+    llama.scaled_dot_product_attention = attention

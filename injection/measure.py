@@ -13,18 +13,30 @@ from injection.golden import Fact
 from injection.grading import contains, normalise
 from injection.profiles import Chat
 
+WINDOW = 512
 
-def perplexity(model: nn.Module, tokenizer, text: str, window: int = 512) -> float:
-    """exp(mean negative log-likelihood) of text, in consecutive windows of `window` tokens."""
+
+def windows(tokenizer, text: str) -> list[list[int]]:
+    """Consecutive pieces of WINDOW tokens, each with the one that follows it."""
     ids = tokenizer.encode(text, add_special_tokens=False)
-    total, count = 0.0, 0
-    for start in range(0, len(ids) - 1, window):
-        piece = mx.array([ids[start : start + window + 1]])
+    return [ids[start : start + WINDOW + 1] for start in range(0, len(ids) - 1, WINDOW)]
+
+
+def window_losses(model: nn.Module, tokenizer, text: str) -> list[tuple[float, int]]:
+    """(summed negative log-likelihood, predicted tokens) of each window of text."""
+    losses = []
+    for ids in windows(tokenizer, text):
+        piece = mx.array([ids])
         logits = model(piece[:, :-1]).astype(mx.float32)
         picked = mx.take_along_axis(logits, piece[:, 1:, None], axis=-1)[..., 0]
-        total += (mx.logsumexp(logits, axis=-1) - picked).sum().item()
-        count += piece.shape[1] - 1
-    return math.exp(total / count)
+        total = (mx.logsumexp(logits, axis=-1) - picked).sum().item()
+        losses.append((total, len(ids) - 1))
+    return losses
+
+
+def perplexity(losses: list[tuple[float, int]]) -> float:
+    """exp(mean negative log-likelihood) of window_losses."""
+    return math.exp(sum(t for t, _ in losses) / sum(n for _, n in losses))
 
 
 def choices(facts: list[Fact], seed: int = 0) -> dict[str, list[str]]:

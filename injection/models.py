@@ -5,7 +5,6 @@ into the weights it touches (exact, undone by putting the old arrays back). On A
 adapter stays beside the quantized base: folding it into 4 bits could erase it.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import load_model, load_tokenizer
 
-from injection import generation, kernels, prompts, runtime
+from injection import batches, gate, generation, kernels, prompts, runtime, tensors
 from injection.files import InputError, model_fingerprint, read_json, require, shown
 from injection.profiles import Chat, Generation, Lora
 
@@ -118,7 +117,7 @@ def read_adapter(folder: Path, base: Path | None = None) -> tuple[dict, dict, di
     )
     if base is not None and manifest["base"]["fingerprint"] != model_fingerprint(base):
         raise InputError(f"{shown(folder)} was trained on another base than {shown(base)}")
-    weights = load_arrays(folder / "adapters.safetensors")
+    weights = tensors.load(folder / "adapters.safetensors")
     rank = config["lora_parameters"]["rank"]
     for name, array in weights.items():
         found = array.shape[1] if name.endswith("lora_a") else array.shape[0]
@@ -127,28 +126,6 @@ def read_adapter(folder: Path, base: Path | None = None) -> tuple[dict, dict, di
     if not any(mx.any(w != 0).item() for k, w in weights.items() if k.endswith("lora_b")):
         raise InputError(f"{shown(folder)} changes nothing (all zero): train it again")
     return weights, config, manifest
-
-
-def load_arrays(path: Path) -> dict[str, mx.array]:
-    try:
-        return mx.load(str(path))
-    except RuntimeError as error:
-        raise InputError(f"{shown(path)} is damaged ({error}): make it again") from None
-
-
-def save_arrays(path: Path, arrays: dict, metadata: dict[str, str] | None = None) -> None:
-    """Write a safetensors file in one step: the old one stays until the new one is complete."""
-    temporary = path.with_name(f".{path.stem}.partial.safetensors")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        mx.save_safetensors(str(temporary), arrays, metadata or {})
-        with open(temporary, "rb") as f:
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except RuntimeError as error:
-        raise InputError(f"cannot write {shown(path)} ({error}): is the disk full?") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_same_tensors(expected: dict, found: dict, what: str) -> None:
@@ -165,7 +142,11 @@ def check_same_tensors(expected: dict, found: dict, what: str) -> None:
 
 
 class ChatModel:
-    """A base model in memory with at most one adapter attached."""
+    """A base model in memory with at most one adapter attached.
+
+    An adapter with a gate speaks only where the gate opens, see injection/gate.py; `use_gate`
+    False lets it always speak. `adapter_speaks` tells who gave the last streamed answer.
+    """
 
     def __init__(self, folder: Path, chat: Chat):
         self.folder, self.chat = folder, chat
@@ -174,43 +155,71 @@ class ChatModel:
             *self.tokenizer.eos_token_ids,
             *prompts.stop_ids(self.tokenizer, chat),
         }
+        self.use_gate = True
+        self.adapter_speaks = False
+        self._forget_adapter()
+
+    def _forget_adapter(self) -> None:
         self.adapter: Path | None = None
-        self._original: dict[str, nn.Module] = {}
+        self.gate: gate.Gate | None = None
+        self._plain: dict[str, nn.Module] = {}
+        self._adapted: dict[str, nn.Module] = {}
 
     def attach(self, adapter: Path | None) -> dict | None:
         """Swap to another adapter, or to the bare base with None. Returns the manifest."""
         if adapter is None:
-            self._detach()
+            self._install(self._plain)
+            self._forget_adapter()
             return None
         weights, config, manifest = read_adapter(adapter, self.folder)
-        self._detach()
-        modules = dict(self.model.named_modules())
+        modules = dict(self.model.named_modules()) | self._plain
         scale = config["lora_parameters"]["scale"]
+        plain, adapted = {}, {}
         for name in sorted({k.rsplit(".", 1)[0] for k in weights}):
             if name not in modules:
                 raise InputError(f"{shown(adapter)}: the model has no layer {name}")
-            original = modules[name]
-            self._original[name] = original
             a, b = weights[f"{name}.lora_a"], weights[f"{name}.lora_b"]
-            self._replace(name, _with_adapter(original, a, b, scale))
-        mx.eval(self.model.parameters())
-        self.adapter = adapter
+            plain[name], adapted[name] = modules[name], _with_adapter(modules[name], a, b, scale)
+        mx.eval([module.parameters() for module in adapted.values()])
+        found = gate.read_gate(adapter)
+        self._install(self._plain)
+        self.adapter, self.gate = adapter, found
+        self._plain, self._adapted = plain, adapted
+        self._upper = batches.Upper(self.model, config["num_layers"])
+        self._install(adapted)
         return manifest
 
-    def _detach(self) -> None:
-        for name, module in self._original.items():
-            self._replace(name, module)
-        self._original, self.adapter = {}, None
+    def _install(self, layers: dict[str, nn.Module]) -> None:
+        modules = dict(self.model.named_modules())
+        for name, layer in layers.items():
+            parent, leaf = name.rsplit(".", 1)
+            modules[parent][leaf] = layer
 
-    def _replace(self, name: str, module: nn.Module) -> None:
-        parent, leaf = name.rsplit(".", 1)
-        dict(self.model.named_modules())[parent][leaf] = module
+    def gate_opens(self, conversations: list[list[dict]], batch_size: int = 1) -> list[bool]:
+        """Whether the adapter speaks in each conversation (that ends with a user turn)."""
+        if self.gate is None:
+            return [self.adapter is not None] * len(conversations)
+        asked = [
+            (self.prompt(c), len(prompts.user_header(self.tokenizer, self.chat, c[:-1])))
+            for c in conversations
+        ]
+        features = gate.question_features(self._upper.lower, asked, batch_size)
+        return self.gate.opens(features).tolist()
+
+    def gate_opens_texts(self, texts: list[list[int]]) -> list[bool]:
+        """Whether the gate takes plain texts (token ids) for the document's."""
+        features = gate.question_features(self._upper.lower, [(t, 0) for t in texts], 1)
+        return self.gate.opens(features).tolist()
 
     def prompt(self, messages: list[dict]) -> list[int]:
         return prompts.prompt_tokens(self.tokenizer, messages, self.chat)
 
     def stream(self, messages: list[dict], max_tokens: int, temperature=0.0, top_p=1.0, seed=0):
         """Yield mlx-lm's GenerationResponse for one conversation; greedy at temperature 0."""
+        self.adapter_speaks = self.adapter is not None
+        if self.use_gate and self.gate:
+            self.adapter_speaks = self.gate_opens([messages])[0]
+        self._install(self._adapted if self.adapter_speaks else self._plain)
         mx.random.seed(seed)
         sampler = make_sampler(temp=temperature, top_p=top_p)
         yield from stream_generate(
@@ -228,15 +237,27 @@ class ChatModel:
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[generation.Answer]:
         """Greedy answers to single-turn questions, in the order given."""
-        return generation.answer_questions(
-            self.model,
-            self.tokenizer,
-            self.chat,
-            questions,
-            settings,
-            self.tokenizer.eos_token_ids,
-            progress,
-        )
+        opened = [True] * len(questions)
+        if self.use_gate and self.gate:
+            conversations = [[{"role": "user", "content": q}] for q in questions]
+            opened = self.gate_opens(conversations, settings.batch_size)
+        answers: dict[int, generation.Answer] = {}
+        for layers, speaks in ((self._adapted, True), (self._plain, False)):
+            chosen = [i for i, o in enumerate(opened) if o == speaks]
+            before = len(answers)
+            self._install(layers)
+            replies = generation.answer_questions(
+                self.model,
+                self.tokenizer,
+                self.chat,
+                [questions[i] for i in chosen],
+                settings,
+                self.tokenizer.eos_token_ids,
+                lambda done, before=before: progress(before + done),
+            )
+            answers |= dict(zip(chosen, replies, strict=True))
+        self._install(self._adapted)
+        return [answers[i] for i in range(len(questions))]
 
     def speed(self, question: str, max_tokens: int) -> tuple[float, float]:
         """(tokens per second, peak memory in GB) of one streamed answer, prompt time excluded."""

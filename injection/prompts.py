@@ -45,9 +45,9 @@ def stop_ids(tokenizer, chat: Chat) -> list[int]:
     return ids
 
 
-def user_header(tokenizer, chat: Chat) -> list[int]:
-    """Token ids of everything the template writes before a user's first word."""
+def user_header(tokenizer, chat: Chat, earlier: list[dict] | None = None) -> list[int]:
+    """Token ids of everything that stands before the first word of the user's next message."""
     mark = "\u241f"
-    messages = _with_system([{"role": "user", "content": mark}], chat)
+    messages = _with_system([*(earlier or []), {"role": "user", "content": mark}], chat)
     text = tokenizer.apply_chat_template(messages, tokenize=False, **chat.template_args)
     return tokenizer.encode(text.split(mark)[0], add_special_tokens=False)

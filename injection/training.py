@@ -3,7 +3,7 @@
 Reads:   data/<document>/<stage>/<profile>/{train,valid}.jsonl, for SFT also dev.jsonl and the
          CPT adapter
 Writes:  adapters_<profile>_<document>_<stage>/  adapters.safetensors, adapter_config.json (both in
-         mlx-lm's format), metrics.jsonl, and manifest.json last
+         mlx-lm's format), metrics.jsonl, for SFT gate.safetensors, and manifest.json last
 Command: python -m injection.training cpt --profile smollm2_135m --document paper
 
 A killed run goes on where it was: weights, optimizer, step and data order are kept in
@@ -21,9 +21,10 @@ from pathlib import Path
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from injection import batches, generation, grading, losses, models, prompts
+from injection import batches, gate, generation, grading, losses, models, prompts, tensors
 from injection.files import (
     ROOT,
     InputError,
@@ -45,6 +46,7 @@ from injection.profiles import Project, Training, open_project, parser
 from injection.progress import Progress
 
 CHECKPOINT_SECONDS = 60
+MIN_GATE_QUESTIONS = 20
 BUILD_STEP = {
     "cpt": "run 10_stage1_cpt/prepare_cpt_data.py first",
     "sft": "run 20_stage2_sft/build_sft_data.py first",
@@ -208,7 +210,9 @@ class Run:
         # Before the first step nothing can be kept, so the dev questions are not asked.
         if self.dev and self.state.step:
             report["dev"] = self.dev_accuracy()
-            report["score"] = sum(report["dev"].values()) / len(report["dev"])
+            counts = Counter(row["kind"] for row in self.dev)
+            right = sum(share * counts[kind] for kind, share in report["dev"].items())
+            report["score"] = right / len(self.dev)
         return report
 
 
@@ -314,7 +318,7 @@ def _append_metrics(run_: Run, row: dict) -> None:
 
 
 def _save_weights(path: Path, model: nn.Module) -> None:
-    models.save_arrays(path, dict(tree_flatten(model.trainable_parameters())))
+    tensors.save(path, dict(tree_flatten(model.trainable_parameters())))
 
 
 def save_checkpoint(run_: Run) -> None:
@@ -322,7 +326,7 @@ def save_checkpoint(run_: Run) -> None:
     arrays = {f"model.{k}": v for k, v in tree_flatten(run_.model.trainable_parameters())}
     arrays |= {f"optimizer.{k}": v for k, v in tree_flatten(run_.optimizer.state)}
     state = json.dumps(vars(run_.state))
-    models.save_arrays(run_.work / "checkpoint.safetensors", arrays, {"state": state})
+    tensors.save(run_.work / "checkpoint.safetensors", arrays, {"state": state})
 
 
 def resume(run_: Run, made_from: dict) -> None:
@@ -362,10 +366,10 @@ def finish(run_: Run, data: Path) -> None:
     best = run_.work / "best.safetensors"
     if not best.exists():
         raise InputError(f"{run_.stage}: {run_.state.stopped or 'no validation'}: nothing to keep")
-    weights = models.load_arrays(best)
+    weights = tensors.load(best)
     project, lora = run_.project, run_.project.profile.lora
     with staged_folder(run_.output) as folder:
-        models.save_arrays(folder / "adapters.safetensors", weights)
+        tensors.save(folder / "adapters.safetensors", weights)
         config = {
             "fine_tune_type": "lora",
             "num_layers": models.adapted_layers(lora, run_.model),
@@ -376,6 +380,20 @@ def finish(run_: Run, data: Path) -> None:
         shutil.copyfile(run_.work / "metrics.jsonl", folder / "metrics.jsonl")
         write_json(folder / "manifest.json", manifest(run_, data, folder))
         models.read_adapter(folder, project.base)
+
+
+def fit_gate(run_: Run, folder: Path) -> dict | None:
+    """Fit and save the gate on the training questions; its error rates. None without replay."""
+    rows = [r for r in run_.rows if r.question is not None]
+    about = np.array([not r.from_base for r in rows])
+    if min(about.sum(), (~about).sum()) < MIN_GATE_QUESTIONS:
+        return None
+    features = np.stack(
+        [np.array(r.hidden[r.question - r.prefix : r.start - r.prefix]).mean(0) for r in rows]
+    )
+    gate.fit(features, about).save(folder)
+    counts = {"document": int(about.sum()), "other": int((~about).sum())}
+    return counts | gate.cross_validate(features, about)
 
 
 def manifest(run_: Run, data: Path, folder: Path) -> dict:
@@ -391,6 +409,7 @@ def manifest(run_: Run, data: Path, folder: Path) -> dict:
         "parent": {"path": shown(parent), "sha256": sha256(parent / "adapters.safetensors")}
         if parent
         else None,
+        "gate": fit_gate(run_, folder) if run_.stage == "sft" else None,
         "weights_sha256": sha256(folder / "adapters.safetensors"),
         "lora": project.profile.lora.model_dump(),
         "settings": run_.settings.model_dump(),

@@ -87,6 +87,8 @@ def worker(loads, smollm2):
 class SlowModel:
     """Writes one word whenever the test allows it."""
 
+    adapter_speaks = True
+
     def __init__(self):
         self.allowed = threading.Semaphore(0)
 

@@ -198,7 +198,8 @@ def test_perplexity_is_sane_and_permuted_rows_would_show(chat_model):
     text = (ROOT / "data/general/perplexity.txt").read_text()[:3000]
 
     def perplexity():
-        return measure.perplexity(chat_model.model, chat_model.tokenizer, text)
+        losses = measure.window_losses(chat_model.model, chat_model.tokenizer, text)
+        return measure.perplexity(losses)
 
     sane = perplexity()
     assert 5 < sane < 60

@@ -7,6 +7,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.activations import swiglu as plain_swiglu
+from mlx_lm.models.base import scaled_dot_product_attention as plain_attention
 from support import tiny_copy
 
 from injection import batches, generation, kernels, losses, models, profiles, training
@@ -77,6 +78,7 @@ def test_losses_and_gradients_equal_a_plain_forward(run, project, monkeypatch):
         plain.update(run.model.trainable_parameters())
         with monkeypatch.context() as patch:
             patch.setattr(llama, "swiglu", plain_swiglu)
+            patch.setattr(llama, "scaled_dot_product_attention", plain_attention)
 
             def slow(rows=rows, plain=plain, base=base):
                 hard, soft = plain_losses(run, plain, base, rows)
@@ -162,6 +164,27 @@ def test_swiglu_equals_mlx_in_value_and_gradient():
 
     assert close(kernels.swiglu(gate, x), plain(gate, x))
     (ours, our_gradients), (theirs, gradients) = map(value_and_gradients, (kernels.swiglu, plain))
+    assert close(ours, theirs)
+    assert all(close(a, b) for a, b in zip(our_gradients, gradients, strict=True))
+
+
+@pytest.mark.parametrize("mask", [None, "causal", "array"])
+def test_attention_equals_mlx_in_value_and_gradient(mask):
+    mx.random.seed(0)
+    q = 3 * mx.random.normal((2, 6, 5, 8))
+    k, v = 3 * mx.random.normal((2, 2, 2, 9, 8))
+    weight = mx.random.normal(q.shape)
+    if mask == "array":
+        mask = mx.random.uniform(shape=(2, 1, 5, 9)) > 0.4
+
+    def value_and_gradients(function):
+        def score(*qkv):
+            return (weight * function(*qkv, cache=None, scale=0.3, mask=mask)).sum()
+
+        return mx.value_and_grad(score, argnums=(0, 1, 2))(q, k, v)
+
+    ours, our_gradients = value_and_gradients(kernels.attention)
+    theirs, gradients = value_and_gradients(plain_attention)
     assert close(ours, theirs)
     assert all(close(a, b) for a, b in zip(our_gradients, gradients, strict=True))
 

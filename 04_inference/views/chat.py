@@ -197,6 +197,13 @@ def _pick_generation(base: Base, adapter: Adapter | None) -> Request:
         help="The adapters were trained with the default.",
         key=f"system_{base.name}",
     )
+    use_gate = adapter is None or st.toggle(
+        "Gate",
+        value=True,
+        help="Questions that are not about the document go to the base model. Off: the adapter "
+        "answers everything.",
+        key="use_gate",
+    )
     with st.expander("Sampling"):
         match = {"on_change": _match_preset}
         st.slider("Temperature", 0.0, 1.5, step=0.05, key="temperature", **match)
@@ -214,6 +221,7 @@ def _pick_generation(base: Base, adapter: Adapter | None) -> Request:
         max_tokens=limit,
         temperature=state.temperature,
         top_p=state.top_p,
+        use_gate=use_gate,
     )
 
 
@@ -234,6 +242,8 @@ def summary(answer: Answer) -> str:
     s, request = answer.stats, answer.request
     end = "stopped" if answer.state == "stopped" else FINISH.get(s.finish if s else None, "")
     facts = [request.label]
+    if request.adapter and answer.by_adapter is False:
+        facts.append("not about the document: the base model answered")
     if s and s.tokens_out > 1:
         facts.append(f"{s.tokens_per_second:.1f} tokens/s")
     if s:

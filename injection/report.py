@@ -1,0 +1,120 @@
+"""The tables of report.md, made from report.json (both written by compare_hcx_stages.py)."""
+
+STAGE_NAMES = {
+    "base": "Base model",
+    "cpt": "Stage 1 (CPT)",
+    "sft": "Stage 2 (SFT), no gate",
+    "gated": "Stage 2 (SFT)",
+}
+KIND_NOTES = {
+    "paraphrase": "held-out wordings of the facts",
+    "reverse": "value given, subject asked",
+    "bare": "short definition questions",
+    "unknown": "not in the document: refusing is right",
+    "spillover": "other topics: document words are wrong",
+    "general": "general knowledge",
+}
+
+
+def report_text(report: dict) -> str:
+    facts = (
+        f"{report['profile']} on {report['document']}, {report['date']}, commit "
+        f"{report['commit']}, {report['machine']}. Scores are means over facts with 95% bootstrap "
+        f"intervals over facts; questions: {report['questions']}."
+    )
+    tables = [key_question_table(report), kinds_table(report)]
+    if "gated" in report["stages"]:
+        tables.append(gate_table(report))
+    return "\n\n".join([*tables, facts]) + "\n"
+
+
+def key_question_table(report: dict) -> str:
+    columns = [k["column"] for k in report["stages"]["base"]["key_questions"]]
+    lines = [
+        "| Model Stage | " + " | ".join(columns) + " | Inference Speed |",
+        "|---|" + "---|" * (len(columns) + 1),
+    ]
+    for stage, data in report["stages"].items():
+        cells = []
+        for key in data["key_questions"]:
+            verdict = "Correct" if key["passed"] else "Wrong"
+            cells.append(f'{verdict}: "{cell(key["answer"])}"')
+        speed = f"{data['tokens_per_second']:.1f} tokens/s"
+        lines.append(f"| {STAGE_NAMES[stage]} | " + " | ".join(cells) + f" | {speed} |")
+    return "\n".join(lines)
+
+
+def cell(text: str, limit: int = 110) -> str:
+    text = " ".join(text.replace("|", "\\|").split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def kinds_table(report: dict) -> str:
+    stages = report["stages"]
+    lines = [
+        "| Questions | n | " + " | ".join(STAGE_NAMES[s] for s in stages) + " |",
+        "|---|---|" + "---|" * len(stages),
+    ]
+    for kind in stages["base"]["kinds"]:
+        row = [interval_cell(data["kinds"][kind]) for data in stages.values()]
+        n = stages["base"]["kinds"][kind]["n"]
+        lines.append(f"| {kind} ({KIND_NOTES[kind]}) | {n} | " + " | ".join(row) + " |")
+        if kind == "paraphrase":
+            every = [f"{data['kinds'][kind]['every_wording']:.1%}" for data in stages.values()]
+            lines.append("| facts right in every wording | | " + " | ".join(every) + " |")
+    if any(data["multiple_choice"] for data in stages.values()):
+        cells = [interval_cell(data["multiple_choice"]) for data in stages.values()]
+        n = stages["base"]["multiple_choice"]["n"]
+        lines.append(
+            f"| multiple choice by likelihood (chance 25%) | {n} | " + " | ".join(cells) + " |"
+        )
+    if book := report.get("open_book"):
+        before, bound = stages["base"]["kinds"]["paraphrase"]["score"], book["score"]
+        gaps = [
+            f"{(d['kinds']['paraphrase']['score'] - before) / (bound - before):.0%}"
+            for d in stages.values()
+        ]
+        lines.append(
+            f"| base with the passage in the prompt | {book['n']} | {interval_cell(book)}"
+            + " |" * len(stages)
+        )
+        lines.append("| share of the open-book gap closed | | " + " | ".join(gaps) + " |")
+    lines += collapse_lines(stages)
+    for title, key, form in (
+        ("general: share of the base's right answers kept", "retention", "{:.1%}"),
+        ("over-refusal on what the document says", "over_refusal", "{:.1%}"),
+        ("perplexity of general text", "perplexity", "{:.2f}"),
+        ("perplexity ratio to base", "perplexity_ratio", "{:.3f}"),
+        ("answers per minute, batched", "answers_per_minute", "{:.0f}"),
+        ("peak memory, GB", "peak_memory_gb", "{:.2f}"),
+    ):
+        values = [data[key] for data in stages.values()]
+        if any(v is not None for v in values):
+            cells = [form.format(v) if v is not None else "-" for v in values]
+            lines.append(f"| {title} | | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def collapse_lines(stages: dict) -> list[str]:
+    lines = []
+    for title, key in (
+        ("most frequent answer, share of all", "most_frequent"),
+        ("answers with a repeated 6-gram", "looping"),
+    ):
+        cells = [f"{data['collapse'][key]:.1%}" for data in stages.values()]
+        lines.append(f"| {title} | | " + " | ".join(cells) + " |")
+    return lines
+
+
+def gate_table(report: dict) -> str:
+    """For how many questions of each kind the gate let the adapter speak."""
+    shares = report["stages"]["gated"]["gate"]
+    return (
+        "| The gate opens for | " + " | ".join(shares) + " |\n"
+        "|---|" + "---|" * len(shares) + "\n"
+        "| share of questions | " + " | ".join(f"{v:.1%}" for v in shares.values()) + " |"
+    )
+
+
+def interval_cell(s: dict) -> str:
+    return f"{s['score']:.1%} [{s['low']:.1%}, {s['high']:.1%}]"
