@@ -75,6 +75,8 @@ def behind_gate(model, project: Project, rows: list[dict], base: dict, sft: dict
         "replies": choose(opened, "replies"),
         "keys": choose(opens([k.question for k in project.document.key_questions]), "keys"),
         "windows": choose(model.gate_opens_texts(windows), "windows"),
+        "adapter": sft["adapter"],
+        "best_step": sft["best_step"],
         "choices": None,
         "answers_per_minute": None,
     }
@@ -91,6 +93,8 @@ def summarise_stage(project: Project, rows: list[dict], said: dict, answers: lis
         "kinds": {k: grading.summarise([a for a in answers if a["kind"] == k]) for k in kinds},
         "key_questions": judge_key_questions(project, said["keys"]),
         "answers_per_minute": said["answers_per_minute"],
+        "adapter": said["adapter"],
+        "best_step": said["best_step"],
         "collapse": grading.collapse([a["answer"] for a in answers]),
         "perplexity": measure.perplexity(said["windows"]),
         "over_refusal": over_refusal(answers),
@@ -218,8 +222,10 @@ def build_report(project: Project, adapters: dict, rows: list[dict], source: str
     model.use_gate = False
     said, result = {}, head(project, source)
     for stage, adapter in adapters.items():
-        model.attach(adapter)
+        manifest = model.attach(adapter)
         said[stage] = ask_stage(model, stage, project, rows, full)
+        said[stage]["adapter"] = shown(adapter) if adapter else None
+        said[stage]["best_step"] = manifest["best_step"] if manifest else None
     if model.gate:
         said["gated"] = behind_gate(model, project, rows, said["base"], said["sft"])
     answers = [a for s in said for a in grade_all(s, rows, said[s]["replies"])]

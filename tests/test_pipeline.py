@@ -66,8 +66,9 @@ def shrink(project) -> None:
                 seen.add(key)
                 kept.append(row)
         project.write_jsonl(name, kept)
-    for name in ("data/general/replay", "data/paper/contrasts", "data/paper/unknowns"):
-        project.write_jsonl(f"{name}.jsonl", project.read_jsonl(f"{name}.jsonl")[:3])
+    # Enough other questions for a gate.
+    for name, n in (("general/replay", 20), ("paper/contrasts", 3), ("paper/unknowns", 3)):
+        project.write_jsonl(f"data/{name}.jsonl", project.read_jsonl(f"data/{name}.jsonl")[:n])
     text = project / "data/general/perplexity.txt"
     text.write_text(text.read_text()[:1500])
 
@@ -82,7 +83,7 @@ def test_pipeline_end_to_end(project_copy):
     project_copy.write_jsonl("six.jsonl", questions[:6])
 
     assert "wrote data/paper/chunks.jsonl" in run("10_stage1_cpt/chunk_pdf.py", *small)
-    assert "3 answers" in run("10_stage1_cpt/answer_replay.py", *small)
+    assert " answers" in run("10_stage1_cpt/answer_replay.py", *small)
     assert "wrote data/paper/cpt" in run("10_stage1_cpt/prepare_cpt_data.py", *small)
     cpt = ("-m", "injection.training", "cpt", *small, "--max-steps", "3")
     assert "of 3" in run(*cpt)
@@ -108,7 +109,7 @@ def check_report(project, questions) -> None:
     report = json.loads((folder / "report.json").read_text())
     header = {"profile", "document", "commit", "date", "machine", "questions", "stages"}
     assert header <= report.keys()
-    assert list(report["stages"]) == ["base", "cpt", "sft"]
+    assert list(report["stages"]) == ["base", "cpt", "sft", "gated"]
     for stage, data in report["stages"].items():
         assert data.keys() >= SUMMARY
         assert set(data["kinds"]) == {q["kind"] for q in questions}
@@ -117,8 +118,11 @@ def check_report(project, questions) -> None:
         assert sum(kind["n"] for kind in data["kinds"].values()) == 6
         assert data["tokens_per_second"] > 0 and data["peak_memory_gb"] > 0
         assert (data["adapter"] is None) == (data["best_step"] is None) == (stage == "base")
+    gate = report["stages"]["gated"]["gate"]
+    assert gate.keys() == {q["kind"] for q in questions}
+    assert gate["paraphrase"] == 1 and gate["general"] == 0
     answers = read_jsonl(folder / "answers.jsonl")
-    assert [a["id"] for a in answers] == 3 * [q["id"] for q in questions]
+    assert [a["id"] for a in answers] == 4 * [q["id"] for q in questions]
     assert all(
         {"stage", "id", "kind", "question", "answer", "passed", "why"} <= a.keys() for a in answers
     )
