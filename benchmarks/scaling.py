@@ -12,7 +12,6 @@ Writes:  benchmarks/results/scaling.json and .png; prints one Markdown table
 Command: python benchmarks/scaling.py
 """
 
-import argparse
 import tempfile
 import time
 from pathlib import Path
@@ -121,6 +120,7 @@ def write_rows(folder: Path, rows: list[dict]) -> Path:
 
 def training_jobs(project, args, folder: Path) -> dict[str, list[dict]]:
     """Jobs by axis; batches of the long rows are small, so that they fit in memory."""
+    names = {"profile": project.profile_name, "document": project.document_name}
     longest = max(project.profile.sft.max_tokens, 32 * args.length)
     counts = {"rows": args.rows, "length": LENGTH_ROWS, "layers": args.rows}
     jobs: dict[str, list[dict]] = {}
@@ -132,7 +132,7 @@ def training_jobs(project, args, folder: Path) -> dict[str, list[dict]]:
             fixed |= {"batch_size": LENGTH_ROWS // 2} if axis == "length" else {}
             overrides = [*args.set, f"lora.layers={layers}"]
             overrides += [f"sft.{key}={value}" for key, value in fixed.items()]
-            job = {"profile": args.profile, "document": args.document, "overrides": overrides}
+            job = {**names, "overrides": overrides}
             job |= {"axis": axis, "data": str(data), "layers": layers, "lora_a": None}
             job["rows"] = counts[axis] * (factor if axis == "rows" else 1)
             jobs[axis].append(job)
@@ -180,26 +180,16 @@ def table(report: dict) -> str:
     return common.markdown(header, rows)
 
 
-def arguments() -> argparse.Namespace:
-    args = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    args.add_argument("--profile", default="smollm2_135m")
-    args.add_argument("--document", default="paper")
-    args.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+def arguments():
+    args = common.parser(__doc__, pairs=3)
     args.add_argument("--rows", type=int, default=32, help="rows at 1x (default: 32)")
     args.add_argument("--length", type=int, default=32, help="tokens in a row at 1x (default: 32)")
-    args.add_argument("--pairs", type=int, default=3, help="repeats of each point (default: 3)")
-    args.add_argument("--output", type=Path, default=common.RESULTS, help="folder of the results")
     return args.parse_args()
 
 
 def main() -> None:
     args = arguments()
-    common.require_peers()
-    from injection.profiles import Project
-
-    project = Project(args.profile, args.document, args.set)
+    project = common.open_project(args)
     report = {**common.heading(__file__), "axes": {}}
     with tempfile.TemporaryDirectory() as folder:
         for axis, jobs in training_jobs(project, args, Path(folder)).items():

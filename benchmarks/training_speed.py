@@ -11,7 +11,6 @@ Writes:  benchmarks/results/training_speed.json and .png; prints one Markdown ta
 Command: python benchmarks/training_speed.py
 """
 
-import argparse
 import contextlib
 import io
 import statistics
@@ -145,13 +144,14 @@ def write_rows(project, count: int, folder: Path) -> Path:
     return folder
 
 
-def make_jobs(args, layers: int, folder: Path) -> dict[str, dict]:
+def make_jobs(args, project, layers: int, folder: Path) -> dict[str, dict]:
     """Jobs of the three trainers for one number of LoRA layers (-1: all)."""
     from injection import models, training
     from injection.profiles import Project
 
     fixed = ["sft.epochs=1", "sft.validations=1", "lora.dropout=0.0", f"lora.layers={layers}"]
-    ours = {"profile": args.profile, "document": args.document, "overrides": [*args.set, *fixed]}
+    names = {"profile": project.profile_name, "document": project.document_name}
+    ours = {**names, "overrides": [*args.set, *fixed]}
     project = Project(**ours)
     ours["data"] = str(write_rows(project, args.rows, folder / "rows"))
     ours["lora_a"] = str(folder / f"lora_a_{layers}.safetensors")
@@ -274,34 +274,25 @@ def measure_stock(job: dict, limit: float) -> dict:
     return {**summary, "fill_seconds": None, "epoch_seconds": None, "job_seconds": None}
 
 
-def arguments() -> argparse.Namespace:
-    args = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    args.add_argument("--profile", default="smollm2_135m")
-    args.add_argument("--document", default="paper")
-    args.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+def arguments():
+    args = common.parser(__doc__, pairs=5)
     args.add_argument("--rows", type=int, default=160, help="rows of the epoch (default: 160)")
-    args.add_argument("--pairs", type=int, default=5, help="runs of each trainer (default: 5)")
     args.add_argument("--check-steps", type=int, default=10, help="losses to compare (default: 10)")
     args.add_argument("--stock-rows", type=int, default=2, help="rows for mlx_lm (default: 2)")
     args.add_argument("--stock-steps", type=int, default=1, help="steps for mlx_lm (default: 1)")
     args.add_argument("--stock-limit", type=float, default=900, help="its seconds (default: 900)")
-    args.add_argument("--output", type=Path, default=common.RESULTS, help="folder of the results")
     return args.parse_args()
 
 
 def main() -> int:
     args = arguments()
-    common.require_peers()
-    from injection.profiles import Project
-
-    profile = Project(args.profile, args.document, args.set).profile
+    project = common.open_project(args)
+    profile = project.profile
     report = {**common.heading(__file__), "rows": args.rows, "epochs": profile.sft.epochs}
     report |= {"lora": profile.lora.model_dump(), "batch_size": profile.sft.batch_size, "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, layers in ((f"top {profile.lora.layers}", profile.lora.layers), ("all", -1)):
-            jobs = make_jobs(args, layers, Path(folder))
+            jobs = make_jobs(args, project, layers, Path(folder))
             runs = measure(jobs, args.pairs)
             case = {who: summarise(found, profile.sft.epochs) for who, found in runs.items()}
             case["versus"] = compare(case["ours"], case["peft"], args.check_steps)
