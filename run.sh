@@ -2,21 +2,24 @@
 # The whole pipeline, from nothing to the comparison table, on the embedded default model:
 #   ./run.sh                     SmolLM2-135M-Instruct
 #   ./run.sh --profile omni_8b   HyperCLOVA X SEED Omni 8B
+#   ./run.sh --document NAME     your document, data/NAME/
 # Every step skips itself when its inputs have not changed.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 profile=smollm2_135m
+document=paper
 while [ $# -gt 0 ]; do
   case "$1" in
     --profile) profile="${2:?--profile needs a name}"; shift 2 ;;
-    *) echo "error: unknown option $1 (known: --profile NAME)" >&2; exit 2 ;;
+    --document) document="${2:?--document needs a name}"; shift 2 ;;
+    *) echo "error: unknown option $1 (known: --profile NAME, --document NAME)" >&2; exit 2 ;;
   esac
 done
 
 source ./environment.sh requirements.txt
 start=$SECONDS
-step() { printf '\n%s\n' "== $*"; "$PYTHON" "$@" --profile "$profile"; }
+step() { printf '\n%s\n' "== $*"; "$PYTHON" "$@" --profile "$profile" --document "$document"; }
 
 step 03_quantization/download_smollm2.py
 step 03_quantization/quantize.py
