@@ -81,6 +81,7 @@ class Upper:
         self.model, self.checkpointing = model, checkpointing
         self.first = len(model.layers) - layers
         self.prefix_hidden: dict[tuple[int, ...], mx.array] = {}
+        self.prefix_caches: dict[tuple[int, ...], list[_PrefixCache]] = {}
 
     def lower(self, tokens: mx.array, cache=None) -> mx.array:
         """Hidden states (rows, tokens, hidden) at the first adapted layer."""
@@ -103,13 +104,21 @@ class Upper:
         return _through(layers, hidden, cache)
 
     def prefix_of(self, row: Row) -> mx.array | None:
+        """Hidden states (1, prefix, hidden) of the row's prefix at the first adapted layer."""
         if not row.prefix:
             return None
         key = tuple(row.tokens[: row.prefix])
         if key not in self.prefix_hidden:
-            self.prefix_hidden[key] = self.lower(mx.array([key]))
+            self.prefix_caches[key] = [_PrefixCache(len(key)) for _ in range(self.first)]
+            self.prefix_hidden[key] = self.lower(mx.array([key]), self.prefix_caches[key])
             mx.eval(self.prefix_hidden[key])
         return self.prefix_hidden[key]
+
+    def after_prefix(self, rows: list[Row]) -> mx.array:
+        """Hidden states (rows, tokens, hidden) of the rows' inputs, which share their prefix."""
+        self.prefix_of(rows[0])
+        cache = self.prefix_caches.get(tuple(rows[0].tokens[: rows[0].prefix]))
+        return self.lower(padded([r.inputs for r in rows]), cache)
 
 
 class _PrefixCache:
@@ -168,12 +177,7 @@ def fill_cache(upper: Upper, rows: list[Row], batch_size: int, progress) -> int:
 
 
 def _fill(upper: Upper, group: list[Row]) -> int:
-    prefix = upper.prefix_of(group[0])
-    cache = None
-    if prefix is not None:
-        cache = [_PrefixCache(prefix.shape[1]) for _ in range(upper.first)]
-        upper.lower(mx.array([group[0].tokens[: group[0].prefix]]), cache)
-    hidden = upper.lower(padded([r.inputs for r in group]), cache)
+    prefix, hidden = upper.prefix_of(group[0]), upper.after_prefix(group)
     wants_teacher = any(r.from_base for r in group)
     final = upper.model.model.norm(upper.forward(hidden, prefix)) if wants_teacher else None
     for i, row in enumerate(group):
@@ -195,8 +199,8 @@ def epoch_batches(rows: list[Row], batch_size: int, seed: int, epoch: int) -> li
     Every row occurs exactly once; rows with different prefixes never share a batch.
     """
     rng = random.Random(f"{seed}-{epoch}")
-    # Jitter makes other neighbours every epoch while the lengths stay close.
-    size = [len(r.inputs) * rng.uniform(0.85, 1.15) for r in rows]
+    # A little jitter makes other neighbours every epoch; more of it would cost padding.
+    size = [len(r.inputs) * rng.uniform(0.98, 1.02) for r in rows]
     batches = []
     for prefix in sorted({r.prefix for r in rows}):
         group = sorted((i for i, r in enumerate(rows) if r.prefix == prefix), key=lambda i: size[i])

@@ -24,7 +24,7 @@ import engine as engine_module
 from engine import Answer, Engine, Request, adapters, bases, fit
 from views import chat
 
-from injection import profiles
+from injection import gate, profiles
 from injection.files import InputError, model_fingerprint
 
 PROJECT = profiles.Project("smollm2_135m", "paper")
@@ -363,3 +363,18 @@ def test_stopped_failed_and_hostile_answers_are_shown(root_with_model):
     assert "oldest 2 turns do not fit" in shown and "stopped" in shown
     assert "no :smile: today" in shown and ":smile:" not in app.error[0].value
     assert "Thoughts" in [e.label for e in app.expander]
+
+
+@needs_model
+def test_a_closed_gate_lets_the_base_answer_and_says_so(worker, tmp_path):
+    folder = make_adapter(tmp_path / "adapters_gated")
+    size = json.loads((PROJECT.base / "config.json").read_text())["hidden_size"]
+    closed = gate.Gate(np.zeros(size), np.ones(size), np.zeros(size), -1.0)
+    closed.save(folder)
+    base = worker.submit(question("What is 2 + 2?")).result()
+    gated = worker.submit(question("What is 2 + 2?", adapter=folder, label="mine"))
+    assert gated.result() == base and gated.by_adapter is False
+    assert "the base model answered" in chat.summary(gated)
+    always = worker.submit(question("What is 2 + 2?", adapter=folder, use_gate=False))
+    assert always.result() != base and always.by_adapter
+    assert "the base model answered" not in chat.summary(always)
