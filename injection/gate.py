@@ -70,6 +70,12 @@ def question_features(
     return np.stack([result[i] for i in range(len(asked))])
 
 
+def text_features(lower, texts: list[list[int]], batch_size: int = 1) -> np.ndarray:
+    """The same of plain texts (token ids). The first token is left out: every other one rests its
+    attention there, and its hidden state is a hundred times larger than theirs."""
+    return question_features(lower, [(tokens, 1) for tokens in texts], batch_size)
+
+
 def fit(features: np.ndarray, about: np.ndarray) -> Gate:
     """Logistic regression with an L2 penalty, both classes weighing the same, by Newton's method.
 

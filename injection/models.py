@@ -208,8 +208,7 @@ class ChatModel:
 
     def gate_opens_texts(self, texts: list[list[int]]) -> list[bool]:
         """Whether the gate takes plain texts (token ids) for the document's."""
-        features = gate.question_features(self._upper.lower, [(t, 0) for t in texts], 1)
-        return self.gate.opens(features).tolist()
+        return self.gate.opens(gate.text_features(self._upper.lower, texts)).tolist()
 
     def prompt(self, messages: list[dict]) -> list[int]:
         return prompts.prompt_tokens(self.tokenizer, messages, self.chat)
