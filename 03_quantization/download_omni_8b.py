@@ -80,7 +80,7 @@ def hub_problem(error: Exception, source: Source) -> str:
         )
     if status in (401, 403):
         return f"the hub refused access to {source.name} ({status}): run `hf auth login`"
-    reason = f"it answered {status}" if status else str(error).splitlines()[0]
+    reason = f"it answered {status}" if status else str(error).partition("\n")[0]
     return f"cannot download {source.name} ({reason}): check the connection, then run this again"
 
 
@@ -191,12 +191,12 @@ def progress_of(folder: Path, total: int) -> Iterator[None]:
 
 
 def fetch(source: Source, commit: str, plan: dict[str, int], staging: Path) -> None:
-    from huggingface_hub import snapshot_download
+    """Download what is not there yet; a file that was begun goes on where it was."""
+    from huggingface_hub import hf_hub_download
 
     with hub_errors(source):
-        snapshot_download(
-            source.name, revision=commit, local_dir=staging, allow_patterns=list(plan)
-        )
+        for name in plan:
+            hf_hub_download(source.name, name, revision=commit, local_dir=staging)
 
 
 def copy(folder: Path, plan: dict[str, int], staging: Path) -> None:
@@ -211,14 +211,14 @@ def copy(folder: Path, plan: dict[str, int], staging: Path) -> None:
 
 def finish(project: Project, plan: dict[str, int], commit: str | None, staging: Path) -> None:
     """Prove that the files are complete and write down where they come from."""
-    shutil.rmtree(staging / ".cache", ignore_errors=True)  # huggingface_hub's notes
-    for file in staging.iterdir():
-        if file.name not in plan:
-            file.unlink()
     for name, size in plan.items():
         found = (staging / name).stat().st_size if (staging / name).exists() else 0
         if found != size:
             raise InputError(f"{name} has {found} of {size} bytes: run the same command again")
+    shutil.rmtree(staging / ".cache", ignore_errors=True)  # huggingface_hub's notes
+    for file in staging.iterdir():
+        if file.name not in plan:
+            file.unlink()
     if project.download == project.source:
         tokenizer_files.keep_token_ids(staging)
         tokenizer_files.write_stop_ids(staging, project.profile.chat)
