@@ -51,7 +51,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 
 @contextlib.contextmanager
 def hub_errors(source: Source) -> Iterator[None]:
-    """Turn what huggingface_hub raises into one line that says what to do."""
+    """Turn what huggingface_hub raises into one line that says what to do; no bars of its own."""
     from huggingface_hub.errors import XetDownloadError
     from huggingface_hub.utils import disable_progress_bars, httpx
 
@@ -129,24 +129,29 @@ def needed_shards(source: Source, weight_map: dict[str, str]) -> set[str]:
     return shards
 
 
-def show_plan(project: Project, plan: dict[str, int], dry_run: bool) -> None:
-    """Print what this step and the next ones take on disk; refuse when this one does not fit."""
-    shards = [f for f in plan if f.endswith(".safetensors")]
-    staging = project.download.with_name(f".{project.download.name}.partial")
-    total = sum(plan.values())
-    missing = max(total - folder_size(staging), 0)
-    free = shutil.disk_usage(project.download.parent).free
-    settings = project.profile.quantization
-    bits = settings.bits if isinstance(settings.bits, int) else 6
-    text = total // 2 if project.download != project.source else total
-    if dry_run:
+def show_plan(project: Project, plan: dict[str, int], every_file: bool) -> None:
+    """Print what this step and the next ones take on disk."""
+    if every_file:
         for name, size in plan.items():
             print(f"{size:>15,}  {name}")
-    print(f"download: {gigabytes(total)} in {len(plan)} files, {len(shards)} of them weights")
+    shards = sum(name.endswith(".safetensors") for name in plan)
+    text = sum(plan.values())
+    print(f"download: {gigabytes(text)} in {len(plan)} files, {shards} of them weights")
     if project.download != project.source:
+        text //= 2
         print(f"extract_omni_8b_text.py: at most {gigabytes(text)} (from fp32 to bfloat16)")
+    settings = project.profile.quantization
+    bits = settings.bits if isinstance(settings.bits, int) else 6
+    # A group of weights shares a scale and a bias of 16 bits each.
     quantized = text * (bits + 32 / settings.group_size) / 16
     print(f"quantize.py: at most {gigabytes(quantized)} ({settings.bits} bits)")
+
+
+def check_disk(project: Project, plan: dict[str, int]) -> None:
+    """Print what is free; refuse when the download does not fit."""
+    staging = project.download.with_name(f".{project.download.name}.partial")
+    missing = max(sum(plan.values()) - folder_size(staging), 0)
+    free = shutil.disk_usage(project.download.parent).free
     print(f"free on this disk: {gigabytes(free)}", flush=True)
     if free < missing:
         raise InputError(
@@ -273,7 +278,8 @@ def main() -> None:
         return
 
     commit, plan = look_up(source, args.from_folder)
-    show_plan(project, plan, args.dry_run)
+    show_plan(project, plan, every_file=args.dry_run)
+    check_disk(project, plan)
     if args.dry_run:
         return
     with staged_folder(project.download, resume=True) as staging:
