@@ -90,7 +90,7 @@ def list_hub(source: Source) -> tuple[str, dict[str, int]]:
 
     with hub_errors(source):
         info = HfApi().repo_info(source.name, revision=source.version, files_metadata=True)
-    return info.sha, {file.rfilename: file.size for file in info.siblings}
+    return info.sha, {f.rfilename: f.size for f in info.siblings if "/" not in f.rfilename}
 
 
 def list_folder(folder: Path) -> dict[str, int]:
@@ -181,11 +181,11 @@ def progress_of(folder: Path, total: int) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
+        bar.update(min(folder_size(folder) // 10**6, megabytes - 1))
         while not done.wait(0.5):
             bar.update(min(folder_size(folder) // 10**6, megabytes - 1))
 
     watcher = threading.Thread(target=watch, daemon=True)
-    bar.update(min(folder_size(folder) // 10**6, megabytes - 1))
     watcher.start()
     try:
         yield

@@ -39,7 +39,7 @@ DOWNLOAD = "run 03_quantization/download_omni_8b.py first"
 AGAIN = "run 03_quantization/download_omni_8b.py --force"
 INDEX = "model.safetensors.index.json"
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
-SLICE = 32 * 2**20
+SLICE = 8 * 2**20
 MAX_HEADER = 100_000_000
 COPIED = (*tokenizer_files.FILES, "generation_config.json", "LICENSE", "origin.json")
 # A string, which may hold what looks like a comment, or a comment.
