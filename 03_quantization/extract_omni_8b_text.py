@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -236,12 +236,19 @@ def slices(tensor: Tensor) -> Iterator[bytes]:
             yield np.array(values.astype(mx.bfloat16).view(mx.uint16)).tobytes()
 
 
-def write_shards(shards: dict[str, list[Tensor]], staging: Path, made_from: dict) -> None:
-    """Write what an earlier, killed run has not; each shard is stamped with its hash."""
-    done = {name for name in shards if is_current(staging / name, made_from)}
+def whole_shards(names: Iterable[str], staging: Path, made_from: dict) -> set[str]:
+    """Shards that an earlier, killed run completed; anything else in staging is deleted."""
+    done = {name for name in names if is_current(staging / name, made_from)}
     for file in staging.iterdir():
         if not any(name in file.name for name in done):
             file.unlink()
+    return done
+
+
+def write_shards(
+    shards: dict[str, list[Tensor]], done: set[str], staging: Path, made_from: dict
+) -> None:
+    """Write the shards that are not done; a stamp with its hash says that one is whole."""
     written = sum(size_in_bfloat16(shards[name]) for name in done)
     total = sum(size_in_bfloat16(tensors) for tensors in shards.values())
     bar = Progress("megabytes", total // 10**6 + 1)
@@ -257,12 +264,10 @@ def write_shards(shards: dict[str, list[Tensor]], staging: Path, made_from: dict
     bar.update(bar.total)
 
 
-def write_rest(
+def write_small_files(
     project: Project, shards: dict[str, list[Tensor]], config: dict, staging: Path
 ) -> None:
-    """Index, config, tokenizer, stop tokens and licence beside the weights."""
-    for stamp in staging.glob(".*.stamp.json"):
-        stamp.unlink()
+    """Index, config, tokenizer, stop tokens and licence, checked before the weights are copied."""
     weight_map = {t.name: name for name, tensors in shards.items() for t in tensors}
     parameters = sum(prod(t.shape) for tensors in shards.values() for t in tensors)
     metadata = {"total_parameters": parameters, "total_size": 2 * parameters}
@@ -292,12 +297,14 @@ def extract(project: Project, made_from: dict) -> None:
     config = text_config(require(project.download / "config.json", DOWNLOAD))
     tensors = find_tensors(project.download, prefix)
     check_tensors(tensors, expected_shapes(config), shown(project.download))
-    tokenizer_files.stop_ids(project.download, project.profile.chat)
     check_disk(project, size_in_bfloat16(tensors))
     shards = by_shard(tensors)
     with staged_folder(project.source, resume=True) as staging:
-        write_shards(shards, staging, made_from)
-        write_rest(project, shards, config, staging)
+        done = whole_shards(shards, staging, made_from)
+        write_small_files(project, shards, config, staging)
+        write_shards(shards, done, staging, made_from)
+        for stamp in staging.glob(".*.stamp.json"):
+            stamp.unlink()
     mark_current(project.source, made_from)
     print(f"wrote {shown(project.source)}: {len(tensors)} tensors, {len(shards)} shards")
 
