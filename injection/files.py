@@ -123,16 +123,20 @@ def read_yaml(path: Path) -> dict:
 
 
 @contextlib.contextmanager
-def staged_folder(path: Path) -> Iterator[Path]:
-    """Yield a folder beside path that takes path's place only if the block succeeds."""
+def staged_folder(path: Path, resume: bool = False) -> Iterator[Path]:
+    """Yield a folder beside path that takes path's place only if the block succeeds.
+
+    With resume, what a failed or killed run left in it is still there; the caller has to check it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.partial")
     old = path.with_name(f".{path.name}.old.partial")
     # A run killed between the two renames below left the good copy under the old name.
     if old.exists() and not path.exists():
         os.replace(old, path)
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
+    if not resume:
+        shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(exist_ok=resume)
     try:
         yield staging
         for file in staging.rglob("*"):
@@ -145,7 +149,8 @@ def staged_folder(path: Path) -> Iterator[Path]:
         os.replace(staging, path)
         shutil.rmtree(old, ignore_errors=True)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:

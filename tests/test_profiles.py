@@ -59,7 +59,7 @@ def test_both_profiles_of_the_issue_ship():
         (("title",), None, "title: Field required"),
         (("sft", "learning_rate"), None, "sft.learning_rate: Field required"),
         (("cpt", "learning_rate"), 0, "cpt.learning_rate: Input should be greater than 0"),
-        (("quantization", "bits"), 5, "quantization.bits: Input should be 4 or 8"),
+        (("quantization", "bits"), 5, "quantization.bits: Input should be 4, 8 or"),
         (("chat", "stop_tokens"), [], "chat.stop_tokens: List should have at least 1"),
         (("sft_mix", "reply"), "poem", "sft_mix.reply: Input should be 'statement'"),
         (("generation",), [], "generation: Input should be a valid dictionary"),
