@@ -555,7 +555,7 @@ def test_run_sh_takes_the_steps_of_the_profile(tmp_path, arguments, first):
     assert done.returncode == 0, done.stderr
     ran = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("ran ")]
     asked = arguments[1] if arguments else "smollm2_135m"
-    assert all(words[-1] == asked for words in ran)
+    assert all(words[-4:] == ["--profile", asked, "--document", "paper"] for words in ran)
     steps = [words[0].rsplit("/", 1)[-1] for words in ran]
     assert steps[: len(first) + 2] == [*first, "quantize.py", "chunk_pdf.py"]
     assert len(steps) == len(first) + 8 and steps[-1] == "compare_hcx_stages.py"
