@@ -28,6 +28,7 @@ from injection.files import (
     mark_current,
     model_fingerprint,
     read_json,
+    require_space,
     run,
     shown,
     staged_folder,
@@ -141,9 +142,7 @@ def show_plan(project: Project, plan: dict[str, int], every_file: bool) -> None:
         text //= 2
         print(f"extract_omni_8b_text.py: at most {gigabytes(text)} (from fp32 to bfloat16)")
     settings = project.profile.quantization
-    bits = settings.bits if isinstance(settings.bits, int) else 6
-    # A group of weights shares a scale and a bias of 16 bits each.
-    quantized = text * (bits + 32 / settings.group_size) / 16
+    quantized = settings.largest_size(text)
     print(f"quantize.py: at most {gigabytes(quantized)} ({settings.bits} bits)")
 
 
@@ -153,11 +152,7 @@ def check_disk(project: Project, plan: dict[str, int]) -> None:
     missing = max(sum(plan.values()) - folder_size(staging), 0)
     free = shutil.disk_usage(project.download.parent).free
     print(f"free on this disk: {gigabytes(free)}", flush=True)
-    if free < missing:
-        raise InputError(
-            f"{gigabytes(free)} free for {shown(project.download)}, the download needs "
-            f"{gigabytes(missing)}: free some space"
-        )
+    require_space(project.download, missing)
 
 
 def gigabytes(size: float) -> str:
@@ -181,9 +176,10 @@ def progress_of(folder: Path, total: int) -> Iterator[None]:
     done = threading.Event()
 
     def watch() -> None:
-        bar.update(min(folder_size(folder) // 10**6, megabytes - 1))
-        while not done.wait(0.5):
+        while True:
             bar.update(min(folder_size(folder) // 10**6, megabytes - 1))
+            if done.wait(0.5):
+                return
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()

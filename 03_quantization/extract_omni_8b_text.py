@@ -27,6 +27,7 @@ from injection.files import (
     read_json,
     read_text,
     require,
+    require_space,
     run,
     shown,
     staged_folder,
@@ -284,12 +285,7 @@ def write_small_files(
 def check_disk(project: Project, needed: int) -> None:
     staging = project.source.with_name(f".{project.source.name}.partial")
     needed -= sum(f.stat().st_size for f in staging.glob("*.safetensors"))
-    free = shutil.disk_usage(project.source.parent).free
-    if free < needed:
-        raise InputError(
-            f"{free / 1e9:.2f} GB free for {shown(project.source)}, {needed / 1e9:.2f} GB needed: "
-            "free some space"
-        )
+    require_space(project.source, needed)
 
 
 def extract(project: Project, made_from: dict) -> None:

@@ -15,31 +15,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
 from injection import runtime, tokenizer_files
 from injection.files import (
-    InputError,
     inputs,
     is_current,
     mark_current,
     read_text,
     require,
+    require_space,
     run,
     shown,
     staged_folder,
 )
 from injection.profiles import Project, open_project, parser
-
-
-def check_disk(project: Project) -> None:
-    """Refuse when the result would not fit, were every weight to get the most bits."""
-    settings = project.profile.quantization
-    bits = settings.bits if isinstance(settings.bits, int) else 6
-    # Beside its bits, a group has a scale and a bias of 16 bits; the source has 16 for a weight.
-    needed = weights_size(project.source) * (bits + 32 / settings.group_size) / 16
-    free = shutil.disk_usage(project.base.parent).free
-    if free < needed:
-        raise InputError(
-            f"{free / 1e9:.2f} GB free on the disk of {shown(project.base)}, "
-            f"{needed / 1e9:.2f} GB needed: free some space"
-        )
 
 
 def weights_size(folder: Path) -> int:
@@ -79,7 +65,8 @@ def main() -> None:
     if not args.force and is_current(project.base, made_from):
         print(f"up to date: {shown(project.base)}")
         return
-    check_disk(project)
+    largest = project.profile.quantization.largest_size(weights_size(project.source))
+    require_space(project.base, largest)
     with staged_folder(project.base) as staging:
         convert(project, staging)
         tokenizer_files.check(staging, project.source, project.profile.chat)

@@ -81,8 +81,9 @@ def behind_gate(model, project: Project, rows: list[dict], base: dict, sft: dict
         "answers_per_minute": None,
     }
     if sft["choices"]:
+        known = dict(zip((r["id"] for r in rows), opened, strict=True))
         asked = first_paraphrases(rows, golden.read_facts(project))
-        result["choices"] = choose(opens([r["question"] for r in asked]), "choices")
+        result["choices"] = choose([known[r["id"]] for r in asked], "choices")
     return result
 
 
@@ -105,11 +106,11 @@ def summarise_stage(project: Project, rows: list[dict], said: dict, answers: lis
         graded = [{**r, "passed": ok} for r, ok in zip(asked, said["choices"], strict=True)]
         summary["multiple_choice"] = grading.summarise(graded)
     if "opened" in said:
-        summary["gate"] = gate_errors(rows, said["opened"])
+        summary["gate"] = gate_shares(rows, said["opened"])
     return summary
 
 
-def gate_errors(rows: list[dict], opened: list[bool]) -> dict:
+def gate_shares(rows: list[dict], opened: list[bool]) -> dict:
     """{kind: share of its questions for which the gate opened}."""
     by_kind: dict[str, list[bool]] = {}
     for row, o in zip(rows, opened, strict=True):

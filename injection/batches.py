@@ -80,8 +80,7 @@ class Upper:
     def __init__(self, model: nn.Module, layers: int, checkpointing: bool = False):
         self.model, self.checkpointing = model, checkpointing
         self.first = len(model.layers) - layers
-        self.prefix_hidden: dict[tuple[int, ...], mx.array] = {}
-        self.prefix_caches: dict[tuple[int, ...], list[_PrefixCache]] = {}
+        self.prefixes: dict[tuple[int, ...], tuple[mx.array, list[_PrefixCache]]] = {}
 
     def lower(self, tokens: mx.array, cache=None) -> mx.array:
         """Hidden states (rows, tokens, hidden) at the first adapted layer."""
@@ -103,22 +102,17 @@ class Upper:
         _through(layers, prefix, cache)
         return _through(layers, hidden, cache)
 
-    def prefix_of(self, row: Row) -> mx.array | None:
-        """Hidden states (1, prefix, hidden) of the row's prefix at the first adapted layer."""
+    def prefix_of(self, row: Row) -> tuple[mx.array | None, list["_PrefixCache"] | None]:
+        """What the frozen layers make of the row's prefix: states (1, prefix, hidden), caches."""
         if not row.prefix:
-            return None
+            return None, None
         key = tuple(row.tokens[: row.prefix])
-        if key not in self.prefix_hidden:
-            self.prefix_caches[key] = [_PrefixCache(len(key)) for _ in range(self.first)]
-            self.prefix_hidden[key] = self.lower(mx.array([key]), self.prefix_caches[key])
-            mx.eval(self.prefix_hidden[key])
-        return self.prefix_hidden[key]
-
-    def after_prefix(self, rows: list[Row]) -> mx.array:
-        """Hidden states (rows, tokens, hidden) of the rows' inputs, which share their prefix."""
-        self.prefix_of(rows[0])
-        cache = self.prefix_caches.get(tuple(rows[0].tokens[: rows[0].prefix]))
-        return self.lower(padded([r.inputs for r in rows]), cache)
+        if key not in self.prefixes:
+            caches = [_PrefixCache(len(key)) for _ in range(self.first)]
+            hidden = self.lower(mx.array([key]), caches)
+            mx.eval(hidden)
+            self.prefixes[key] = hidden, caches
+        return self.prefixes[key]
 
 
 class _PrefixCache:
@@ -177,7 +171,8 @@ def fill_cache(upper: Upper, rows: list[Row], batch_size: int, progress) -> int:
 
 
 def _fill(upper: Upper, group: list[Row]) -> int:
-    prefix, hidden = upper.prefix_of(group[0]), upper.after_prefix(group)
+    prefix, caches = upper.prefix_of(group[0])
+    hidden = upper.lower(padded([r.inputs for r in group]), caches)
     wants_teacher = any(r.from_base for r in group)
     final = upper.model.model.norm(upper.forward(hidden, prefix)) if wants_teacher else None
     for i, row in enumerate(group):

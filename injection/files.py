@@ -153,6 +153,16 @@ def staged_folder(path: Path, resume: bool = False) -> Iterator[Path]:
             shutil.rmtree(staging, ignore_errors=True)
 
 
+def require_space(target: Path, needed: float) -> None:
+    """InputError unless `needed` bytes fit on the disk of target, which need not exist yet."""
+    free = shutil.disk_usage(target.parent).free
+    if free < needed:
+        raise InputError(
+            f"{free / 1e9:.2f} GB free for {shown(target)}, {needed / 1e9:.2f} GB needed: "
+            "free some space"
+        )
+
+
 def sha256(path: Path) -> str:
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()

@@ -196,15 +196,19 @@ class ChatModel:
             modules[parent][leaf] = layer
 
     def gate_opens(self, conversations: list[list[dict]], batch_size: int = 1) -> list[bool]:
-        """Whether the adapter speaks in each conversation (that ends with a user turn)."""
-        if self.gate is None:
-            return [self.adapter is not None] * len(conversations)
+        """Whether the gate takes each conversation's last user turn for the document's."""
         asked = [
             (self.prompt(c), len(prompts.user_header(self.tokenizer, self.chat, c[:-1])))
             for c in conversations
         ]
         features = gate.question_features(self._upper.lower, asked, batch_size)
         return self.gate.opens(features).tolist()
+
+    def _speaks(self, conversations: list[list[dict]], batch_size: int = 1) -> list[bool]:
+        """Whether the adapter answers each conversation."""
+        if self.use_gate and self.gate:
+            return self.gate_opens(conversations, batch_size)
+        return [self.adapter is not None] * len(conversations)
 
     def gate_opens_texts(self, texts: list[list[int]]) -> list[bool]:
         """Whether the gate takes plain texts (token ids) for the document's."""
@@ -215,9 +219,7 @@ class ChatModel:
 
     def stream(self, messages: list[dict], max_tokens: int, temperature=0.0, top_p=1.0, seed=0):
         """Yield mlx-lm's GenerationResponse for one conversation; greedy at temperature 0."""
-        self.adapter_speaks = self.adapter is not None
-        if self.use_gate and self.gate:
-            self.adapter_speaks = self.gate_opens([messages])[0]
+        self.adapter_speaks = self._speaks([messages])[0]
         self._install(self._adapted if self.adapter_speaks else self._plain)
         mx.random.seed(seed)
         sampler = make_sampler(temp=temperature, top_p=top_p)
@@ -236,13 +238,11 @@ class ChatModel:
         progress: Callable[[int], None] = lambda done: None,
     ) -> list[generation.Answer]:
         """Greedy answers to single-turn questions, in the order given."""
-        opened = [True] * len(questions)
-        if self.use_gate and self.gate:
-            conversations = [[{"role": "user", "content": q}] for q in questions]
-            opened = self.gate_opens(conversations, settings.batch_size)
+        conversations = [[{"role": "user", "content": q}] for q in questions]
+        speaks = self._speaks(conversations, settings.batch_size)
         answers: dict[int, generation.Answer] = {}
-        for layers, speaks in ((self._adapted, True), (self._plain, False)):
-            chosen = [i for i, o in enumerate(opened) if o == speaks]
+        for layers, adapted in ((self._adapted, True), (self._plain, False)):
+            chosen = [i for i, s in enumerate(speaks) if s == adapted]
             before = len(answers)
             self._install(layers)
             replies = generation.answer_questions(

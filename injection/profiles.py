@@ -45,6 +45,12 @@ class Quantization(_Strict):
     dtype: Literal["float16", "bfloat16", "float32"]
     folder: str
 
+    def largest_size(self, size: int) -> float:
+        """Bytes of a 16-bit model of `size` bytes, were every weight to get the most bits."""
+        bits = self.bits if isinstance(self.bits, int) else 6
+        # Beside its bits, a group has a scale and a bias of 16 bits.
+        return size * (bits + 32 / self.group_size) / 16
+
 
 class Chat(_Strict):
     """`system_prompt: null` leaves the template's own default in place."""

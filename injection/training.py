@@ -157,7 +157,7 @@ class Run:
     def losses_of(self, rows: list[batches.Row]) -> tuple[mx.array, mx.array]:
         """(sum of the knowledge loss, sum of the KL to the base) over supervised positions."""
         hidden, row, column, target = batches.stack(rows)
-        final = self.upper.forward(hidden, self.upper.prefix_of(rows[0]))
+        final = self.upper.forward(hidden, self.upper.prefix_of(rows[0])[0])
         supervised = self.model.model.norm(final[row, column])
         hard = [i for i, r in enumerate(row.tolist()) if not rows[r].from_base]
         soft = [i for i, r in enumerate(row.tolist()) if rows[r].from_base]
@@ -378,7 +378,8 @@ def finish(run_: Run, data: Path) -> None:
         }
         write_json(folder / "adapter_config.json", config)
         shutil.copyfile(run_.work / "metrics.jsonl", folder / "metrics.jsonl")
-        write_json(folder / "manifest.json", manifest(run_, data, folder))
+        errors = fit_gate(run_, data, folder) if run_.stage == "sft" else None
+        write_json(folder / "manifest.json", manifest(run_, data, folder) | {"gate": errors})
         models.read_adapter(folder, project.base)
 
 
@@ -426,7 +427,6 @@ def manifest(run_: Run, data: Path, folder: Path) -> dict:
         "parent": {"path": shown(parent), "sha256": sha256(parent / "adapters.safetensors")}
         if parent
         else None,
-        "gate": fit_gate(run_, data, folder) if run_.stage == "sft" else None,
         "weights_sha256": sha256(folder / "adapters.safetensors"),
         "lora": project.profile.lora.model_dump(),
         "settings": run_.settings.model_dump(),
