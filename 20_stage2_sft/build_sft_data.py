@@ -47,10 +47,11 @@ def fact_rows(project: Project) -> list[dict]:
 def unknown_rows(project: Project) -> list[dict]:
     if not project.unknowns.exists():
         return []
+    mix, refusal = project.profile.sft_mix, project.document.refusal
     rows = read_jsonl(project.unknowns, keys=("id", "question"))
     return [
-        golden.chat_row(r["question"], project.document.refusal, f"unknown {r['id']}")
-        for r in golden.upto(rows, project.profile.sft_mix.unknowns)
+        golden.chat_row(r["question"], refusal, f"unknown {r['id']}", weight=mix.unknown_weight)
+        for r in golden.upto(rows, mix.unknowns)
     ]
 
 

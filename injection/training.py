@@ -164,7 +164,8 @@ class Run:
         total_hard = total_soft = mx.array(0.0)
         if hard:
             index = mx.array(hard)
-            total_hard = losses.frozen_head_loss(self.model, supervised[index], target[index]).sum()
+            found = losses.frozen_head_loss(self.model, supervised[index], target[index])
+            total_hard = (found * mx.array([r.weight for r in rows])[row[index]]).sum()
         if soft:
             index = mx.array(soft)
             teacher = mx.concatenate([r.teacher for r in rows if r.from_base])
