@@ -251,7 +251,7 @@ def train(run_: Run, max_steps: int | None = None) -> None:
         _count(window, rows, parts, time.monotonic() - started)
         state.seconds += time.monotonic() - started
         if state.step % 10 == 0 or state.step == total:
-            _report_step(run_, window)
+            _report_step(run_, window, total)
         bar.update(state.step, f"loss {loss.item():.3f}")
         if state.step % every == 0 or state.step == total:
             _note_validation(run_, total)
@@ -276,9 +276,10 @@ def _count(window: Counter, rows: list[batches.Row], parts: mx.array, seconds: f
     window["seconds"] += seconds
 
 
-def _report_step(run_: Run, window: Counter) -> None:
+def _report_step(run_: Run, window: Counter, total: int) -> None:
     row = {
         "step": run_.state.step,
+        "steps": total,
         "loss": window["loss"] / max(1, window["hard_tokens"]),
         "kl": window["kl"] / max(1, window["soft_tokens"]),
         "learning_rate": run_.optimizer.learning_rate.item(),
