@@ -35,7 +35,7 @@ STYLE = """<style>
   font-family: "Source Serif", "Noto Serif CJK KR", serif; font-weight: 600; font-size: 1.15rem;
 }
 </style>"""
-VIEWS = ("Chat", "Compare", "Training", "Report")
+VIEWS = ("Chat", "Compare", "Golden data", "Training", "Report")
 
 pages = [st.Page(HERE / "views" / f"{title.split()[0].lower()}.py", title=title) for title in VIEWS]
 page = st.navigation(pages, position="top")
