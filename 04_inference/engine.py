@@ -21,6 +21,7 @@ from pathlib import Path
 
 from adapters import BASE_NAME, changed
 
+from injection import runtime
 from injection.files import InputError
 from injection.profiles import Chat
 
@@ -289,6 +290,7 @@ class Engine:
         self._model = self._base = self._adapter = None
         gc.collect()
         mx.clear_cache()
+        runtime.return_freed_memory()
 
     def _end(self) -> None:
         if "mlx.core" not in sys.modules:

@@ -1,5 +1,7 @@
 """The worker of the app: queue, swap, stop, continue, unload, on the real small model."""
 
+import os
+import sys
 import threading
 import time
 from pathlib import Path
@@ -39,6 +41,11 @@ def slow():
     yield found, model
     model.allowed.release(1000)
     found.close()
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def until(answer, text: str) -> None:
@@ -115,13 +122,15 @@ def test_a_gate_decides_who_answers_and_goes_on_deciding_so(worker, tmp_path):
 
 
 @needs_model
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_unload_frees_the_memory(worker, loads):
     import mlx.core as mx
 
     worker.submit(question("Hello")).result()
-    used = mx.get_active_memory()
+    used, held = mx.get_active_memory(), resident()
     worker.unload().result()
     assert not worker.loaded and mx.get_active_memory() < used - 50e6
+    assert resident() < held - 300e6, "the kernel gets it back"
     count = len(loads)
     assert worker.submit(question("Hello")).result()
     assert len(loads) == count + 1
