@@ -152,7 +152,7 @@ def tiny_copy(target: Path, models: Path) -> ProjectCopy:
 
 
 def tiny_rows(stage: str) -> list[dict]:
-    """Texts (CPT) or answers (SFT) of different length, and rehearsal rows for the KL term."""
+    """Texts (CPT) or answers (SFT), one of threefold weight, and rehearsal rows for the KL term."""
     rows = []
     for i in range(10):
         answer = f"Answer {i} is " + "very " * (i % 4) + f"{i * 37}."
@@ -160,6 +160,7 @@ def tiny_rows(stage: str) -> list[dict]:
             rows.append({"text": f"Text {i}. {answer}", "source": f"text {i}"})
         else:
             rows.append(chat_row(f"What is {i}?" + " Really?" * (i % 3), answer))
+    rows[3]["weight"] = 3.0
     open_row = {**chat_row("Tell a story.", "Once there was a fox"), "open": True}
     rows += [{**chat_row("Say hello.", "Hello there."), "target": "base"}]
     return [*rows, {**open_row, "target": "base"}]
