@@ -42,12 +42,13 @@ from injection.profiles import Project, open_project, parser
 from injection.progress import Progress
 
 PROMPTS = Path(__file__).with_name("teacher_prompts.yaml")
+COUNTS = ("facts", "questions", "statements", "reverse", "held_out")
 EXAMPLES = 5
 
 
 def chunk_key(args: argparse.Namespace, teacher, chunk: dict) -> str:
     """Identity of everything a chunk's replies depend on, but chance."""
-    counts = [args.facts, args.questions, args.statements, args.reverse, args.held_out]
+    counts = [getattr(args, k) for k in COUNTS]
     parts = [teacher.name, PROMPTS.read_text(encoding="utf-8"), counts, chunk["text"]]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -56,26 +57,36 @@ class Asker:
     """Fills in the prompts and asks; the document's text only ever stands between two fences."""
 
     def __init__(self, teacher, args: argparse.Namespace):
-        self.teacher = teacher
-        self.prompts = {k: Template(v) for k, v in read_yaml(PROMPTS).items()}
-        self.counts = {k: getattr(args, k) for k in ("facts", "questions", "statements")}
-        self.counts |= {k: getattr(args, k) for k in ("reverse", "held_out")}
+        self.teacher, self.prompts = teacher, read_yaml(PROMPTS)
+        self.counts = {k: getattr(args, k) for k in COUNTS}
         self.fence = f"DATA-{secrets.token_hex(12)}"
 
-    def ask(self, kind: str, texts: list[str], schema: type) -> list:
+    def ask(self, kind: str, texts: list[str], schema: type, **more) -> list:
+        prompts = [self.messages(kind, text) for text in texts]
+        return teachers.ask(self.teacher, prompts, schema, **more)
+
+    def messages(self, kind: str, text: str) -> list[dict]:
         try:
-            prompts = [
-                self.prompts[kind].substitute(self.counts, fence=self.fence, data=text)
-                for text in texts
+            example = self.prompts[kind]["example"]
+            form = Template(self.prompts[kind]["ask"])
+            asked = [
+                form.substitute(self.counts, fence=self.fence, data=data)
+                for data in (example["data"], text)
             ]
-        except (KeyError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{shown(PROMPTS)}: {kind}: {error}") from None
-        return teachers.ask(self.teacher, prompts, schema)
+        turns = [("user", asked[0]), ("assistant", example["reply"]), ("user", asked[1])]
+        return [{"role": role, "content": content} for role, content in turns]
 
 
 def draft_chunk(asker: Asker, source: qa_filters.Source, heading: str) -> dict:
     """What the teacher replies to one chunk: facts, and wordings of the usable ones."""
-    (found,) = asker.ask("facts", [f"{heading}\n\n{source.chunk}"], teachers.Facts)
+
+    def usable(reply: teachers.Facts) -> bool:
+        return not reply.facts or any(not qa_filters.wrong_fact(f, source) for f in reply.facts)
+
+    text = f"{heading}\n\n{source.chunk}"
+    (found,) = asker.ask("facts", [text], teachers.Facts, usable=usable)
     drafted = found.facts[: asker.counts["facts"]] if found else []
     good = [f for f in drafted if not qa_filters.wrong_fact(f, source)]
     lines = [f"subject: {f.subject}\nanswer: {f.answer}\nfact: {f.statement}" for f in good]

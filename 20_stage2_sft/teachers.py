@@ -1,12 +1,13 @@
 """The model that drafts: the profile's own base on this machine, or an OpenAI-compatible server.
 
-Both take prompts of one user turn and give back what parses under a pydantic schema, nothing else.
+Both take conversations that end with a user turn; `ask` gives back what obeys a pydantic schema.
 """
 
 import ipaddress
 import json
 import os
 import re
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from urllib.parse import urlsplit
 
@@ -112,7 +113,7 @@ class Server:
 
     def _first_model(self) -> str:
         try:
-            names = [m.id for m in self.client.models.list().data]
+            names = [m.id for m in self.client.with_options(max_retries=0).models.list().data]
         except self.error as error:
             raise self._failed(error) from None
         if not names:
@@ -130,7 +131,7 @@ class Server:
             "finished chunks are kept"
         )
 
-    def ask(self, prompts: list[str], schema: type[BaseModel], attempt: int) -> list[str]:
+    def ask(self, prompts: list[list[dict]], schema: type[BaseModel], attempt: int) -> list[str]:
         with ThreadPoolExecutor(self.parallel) as pool:
             replies = list(pool.map(lambda p: self._reply(p, schema, attempt), prompts))
         for reply in replies:
@@ -139,13 +140,13 @@ class Server:
                 self.tokens["written"] += reply.usage.completion_tokens
         return [r.choices[0].message.content or "" if r.choices else "" for r in replies]
 
-    def _reply(self, prompt: str, schema: type[BaseModel], attempt: int):
+    def _reply(self, prompt: list[dict], schema: type[BaseModel], attempt: int):
         shape = {"name": schema.__name__, "schema": schema.model_json_schema(), "strict": True}
         more = {"response_format": {"type": "json_schema", "json_schema": shape}}
         try:
             return self.client.chat.completions.create(
                 model=self.model,
-                messages=[{"role": "user", "content": prompt}],
+                messages=prompt,
                 max_tokens=self.max_tokens,
                 temperature=WARMTH if attempt else 0.0,
                 **(more if self.structured else {}),
@@ -176,31 +177,47 @@ class Local:
                 "7B or more is better"
             )
 
-    def ask(self, prompts: list[str], schema: type[BaseModel], attempt: int) -> list[str]:
-        turns = [[{"role": "user", "content": p}] for p in prompts]
-        self.tokens["read"] += sum(len(self.model.prompt(t)) for t in turns)
-        if attempt == 0:
-            answers = self.model.answer_all(prompts, self.settings)
-            self.tokens["written"] += sum(a.tokens for a in answers)
-            return [a.text for a in answers]
-        return [self._sampled(turn, attempt) for turn in turns]
+    def ask(self, prompts: list[list[dict]], schema: type[BaseModel], attempt: int) -> list[str]:
+        self.tokens["read"] += sum(len(self.model.prompt(p)) for p in prompts)
+        if attempt:
+            return [self._sampled(p, attempt) for p in prompts]
+        size = self.settings.batch_size
+        groups = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+        return [text for group in groups for text in self._greedy(group)]
 
-    def _sampled(self, turn: list[dict], attempt: int) -> str:
-        pieces = list(self.model.stream(turn, self.settings.max_tokens, WARMTH, seed=attempt))
+    def _greedy(self, prompts: list[list[dict]]) -> list[str]:
+        from injection.generation import greedy_batch
+
+        tokenizer, limit = self.model.tokenizer, self.settings.max_tokens
+        asked = [self.model.prompt(p) for p in prompts]
+        replies = greedy_batch(self.model.model, asked, limit, tokenizer.eos_token_ids)
+        self.tokens["written"] += sum(map(len, replies))
+        return [tokenizer.decode(r) for r in replies]
+
+    def _sampled(self, prompt: list[dict], attempt: int) -> str:
+        pieces = list(self.model.stream(prompt, self.settings.max_tokens, WARMTH, seed=attempt))
         self.tokens["written"] += len(pieces)
         return "".join(p.text for p in pieces)
 
 
-def ask(teacher, prompts: list[str], schema: type[BaseModel]) -> list[BaseModel | None]:
-    """One parsed reply per prompt; what does not parse is asked again, ATTEMPTS times in all."""
+def ask(
+    teacher,
+    prompts: list[list[dict]],
+    schema: type[BaseModel],
+    usable: Callable[[BaseModel], bool] = lambda reply: True,
+) -> list[BaseModel | None]:
+    """One parsed reply per prompt, None where none obeys the schema.
+
+    What does not parse, or is not usable, is asked again, ATTEMPTS times in all.
+    """
     results: list[BaseModel | None] = [None] * len(prompts)
     for attempt in range(ATTEMPTS):
-        open_ = [i for i, r in enumerate(results) if r is None]
+        open_ = [i for i, r in enumerate(results) if r is None or not usable(r)]
         if not open_:
             break
         replies = teacher.ask([prompts[i] for i in open_], schema, attempt)
         for i, reply in zip(open_, replies, strict=True):
-            results[i] = parse(reply, schema)
+            results[i] = parse(reply, schema) or results[i]
     return results
 
 

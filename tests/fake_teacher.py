@@ -38,17 +38,17 @@ class Teacher:
             self.garbage -= 1
             return 'Sure! Here are your facts: {"facts": [{"subject": "The'
         data = fenced(prompt)
-        if '{"facts"' in prompt:
+        if "take no fact from there" in prompt:
             return json.dumps({"facts": [*facts(data), *self.extra_facts]})
         subject = re.search("^subject: (.*)$", data, re.M)[1]
         answer = re.search("^answer: (.*)$", data, re.M)[1]
-        make = wordings if '{"statements"' in prompt else held_out
+        make = held_out if "examination" in prompt else wordings
         return json.dumps(make(subject, answer))
 
 
 def fenced(prompt: str) -> str:
     fence = re.search(r"^DATA-[0-9a-f]{24}$", prompt, re.M)[0]
-    return prompt.split(f"\n{fence}\n")[2].strip()
+    return prompt.split(f"\n{fence}\n")[1].strip()
 
 
 def facts(data: str) -> list[dict]:
@@ -122,7 +122,7 @@ def serve(teacher: Teacher) -> Iterator[None]:
             stall = teacher.stall_after
             if stall is not None and len(teacher.prompts) >= stall:
                 teacher.go_on.wait(60)
-            text = teacher.reply(body["messages"][0]["content"])
+            text = teacher.reply(body["messages"][-1]["content"])
             choice = {"index": 0, "finish_reason": "stop"}
             choice["message"] = {"role": "assistant", "content": text}
             usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
