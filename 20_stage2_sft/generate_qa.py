@@ -227,6 +227,7 @@ def make_rows(project: Project, entries: list[dict], chunks: list[dict], sources
 
 
 def report(project: Project, teacher, entries, rows, sieve: Sieve, suspicious: list) -> dict:
+    rows = [r for r in rows if r["status"] != "rejected"]
     return {
         "document": project.document_name,
         "teacher": teacher.name,

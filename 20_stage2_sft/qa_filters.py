@@ -26,6 +26,7 @@ FUNCTION_WORDS = _words(
     will would than then so such into over under about after before between per each every all any
     some i you we me my your our us if only also too very just"""
 )
+QUESTION_WORDS = _words("who whom whose what which when where why how")
 # A subject made of these alone means nothing away from its text.
 GENERIC_NOUNS = _words(
     """system method methods approach model process result results study paper text passage document
@@ -88,7 +89,7 @@ NEEDS_CHUNK = re.compile(
 )
 URL = re.compile(r"(?:https?://|www\.)\S+|\S+@\S+\.\w+|\b[\w-]+\.(?:com|org|net|io|edu|gov)\b\S*")
 SENTENCE = re.compile(r"[^.!?。\n]+(?:[.!?。](?![\s\"'”’)]|$)[^.!?。\n]*)*[.!?。]*[\"'”’)]*")
-NEAR = 92  # percent of equal letters, in order, that makes two texts near copies
+NEAR = 85  # percent of letters that two texts have in common, in order, to be near copies
 
 
 class Source:
@@ -257,27 +258,26 @@ def wrong_reverse(text: str, fact, source: Source) -> str | None:
 
 
 class Seen:
-    """Texts so far; a copy equals one of them, or nearly, with the same numbers and names."""
+    """Texts so far; a copy equals one of them, or nearly, and has the same content words."""
 
     def __init__(self, texts: Iterable[str] = ()):
         self.texts: list[str] = []
-        self.plain: list[str] = []
         for text in texts:
             self.add(text)
 
     def add(self, text: str) -> None:
-        self.texts.append(text)
-        self.plain.append(normalise(text))
+        self.texts.append(normalise(text))
 
     def has(self, text: str) -> bool:
-        near = process.extract_iter(
-            normalise(text), self.plain, scorer=fuzz.ratio, score_cutoff=NEAR
-        )
-        return any(score == 100 or same_details(text, self.texts[i]) for _, score, i in near)
+        text = normalise(text)
+        near = process.extract_iter(text, self.texts, scorer=fuzz.ratio, score_cutoff=NEAR)
+        return any(score == 100 or _core(text) == _core(other) for other, score, _ in near)
 
 
-def same_details(left: str, right: str) -> bool:
-    return numbers(left) == numbers(right) and names(left) == names(right)
+def _core(text: str) -> set[str]:
+    """What a text is about and asks for: content words without endings, and question words."""
+    core = content_words(text) | (set(text.split()) & QUESTION_WORDS)
+    return {re.sub(r"(ing|ed|es|s)$", "", word) for word in core}
 
 
 def split_instructions(text: str) -> tuple[str, list[str]]:

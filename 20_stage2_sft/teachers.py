@@ -141,7 +141,8 @@ class Server:
         return [r.choices[0].message.content or "" if r.choices else "" for r in replies]
 
     def _reply(self, prompt: list[dict], schema: type[BaseModel], attempt: int):
-        shape = {"name": schema.__name__, "schema": schema.model_json_schema(), "strict": True}
+        structured, shape = self.structured, {"name": schema.__name__, "strict": True}
+        shape["schema"] = schema.model_json_schema()
         more = {"response_format": {"type": "json_schema", "json_schema": shape}}
         try:
             return self.client.chat.completions.create(
@@ -149,10 +150,10 @@ class Server:
                 messages=prompt,
                 max_tokens=self.max_tokens,
                 temperature=WARMTH if attempt else 0.0,
-                **(more if self.structured else {}),
+                **(more if structured else {}),
             )
         except self.refused as error:
-            if not self.structured:
+            if not structured:
                 raise self._failed(error) from None
             # Not every server can constrain its output; the parser does not rely on it.
             self.structured = False

@@ -32,10 +32,10 @@ HINT = """\
 
 def check(files: list[Path], name: str) -> None:
     """InputError unless name can be a folder of data/ and the files exist under different names."""
-    if not NAME.fullmatch(name) or name in TAKEN or name.startswith("ablation_"):
+    if not NAME.fullmatch(name) or name in TAKEN or name.startswith("ablation"):
         raise InputError(
             f"--name {name}: use a letter, then letters, digits and _ in lower case, at most 40, "
-            "and not general, derived or ablation_..."
+            "and not general, derived or ablation..."
         )
     if (ROOT / "data" / name).exists():
         raise InputError(

@@ -28,7 +28,7 @@ class Teacher:
         self.extra_facts: list[dict] = []  # added to every reply about facts
         self.garbage = 0  # so many replies are not JSON
         self.structured = True  # False: response_format is refused with status 400
-        self.stall_after: int | None = None  # later requests wait for `go_on`
+        self.stall_after: int | None = None  # later requests wait for `go_on`, in vain
         self.go_on = threading.Event()
         self.url = ""
 
@@ -122,6 +122,7 @@ def serve(teacher: Teacher) -> Iterator[None]:
             stall = teacher.stall_after
             if stall is not None and len(teacher.prompts) >= stall:
                 teacher.go_on.wait(60)
+                return
             text = teacher.reply(body["messages"][-1]["content"])
             choice = {"index": 0, "finish_reason": "stop"}
             choice["message"] = {"role": "assistant", "content": text}

@@ -13,7 +13,7 @@ import urllib.request
 import fake_teacher
 import pytest
 from pypdf import PdfWriter
-from support import load_script, snapshot
+from support import ROOT, load_script, snapshot
 
 filters = load_script("20_stage2_sft/qa_filters.py")
 
@@ -313,33 +313,47 @@ def test_new_document_refuses_and_leaves_nothing(tiny_project, name, file, compl
     assert snapshot(tiny_project.root) == before
 
 
-@pytest.mark.slow
-def test_real_server_real_small_model(isle, smollm2, tmp_path):
-    """mlx_lm.server with the 135M model: few rows, each grounded; killed in the middle."""
-    port = closed_port()
-    url = f"http://127.0.0.1:{port}"
+@pytest.fixture
+def real_server(smollm2, tmp_path):
+    """(URL, model) of mlx_lm.server: the 135M model in fp32, with the fast BLAS of this project."""
+    from mlx_lm import convert
+
+    model, port = tmp_path / "SmolLM2-fp32", closed_port()
+    convert(str(smollm2.with_name("SmolLM2-135M-Instruct")), str(model), dtype="float32")
+    code = "import injection; from mlx_lm import server; server.main()"
     server = subprocess.Popen(
-        [sys.executable, "-m", "mlx_lm", "server", "--model", smollm2, "--port", str(port)],
+        [sys.executable, "-c", code, "--model", model, "--port", str(port)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        cwd=isle.root,
+        cwd=ROOT,
     )
-    command = (*GENERATE, "--teacher", url, "--model", str(smollm2), "--max-tokens", "250")
-    command += ("--facts", "2", "--questions", "4", "--statements", "2", "--reverse", "1")
-    journal = isle / "data/isle/derived/teacher.jsonl"
     try:
-        wait_for(url)
-        process = isle.start(*command)
-        while not journal.exists():
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.1)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        finished = journal.read_bytes()
-        isle.ok(*command)
+        wait_for(f"http://127.0.0.1:{port}", server)
+        yield f"http://127.0.0.1:{port}", str(model)
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_real_server_real_small_model(isle, real_server):
+    """A 135M teacher keeps to the form and makes up the content: what is kept is grounded."""
+    url, model = real_server
+    command = (*GENERATE, "--teacher", url, "--model", model, "--max-tokens", "250")
+    command += ("--facts", "2", "--questions", "4", "--statements", "2", "--reverse", "1")
+    journal = isle / "data/isle/derived/teacher.jsonl"
+    process = isle.start(*command)
+    while not journal.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finished = journal.read_bytes()
+    process = isle.start(*command)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    print(out)
     assert journal.read_bytes().startswith(finished)
     entries, rows = isle.read_jsonl("data/isle/derived/teacher.jsonl"), isle.read_jsonl(OUT)
     assert [e["chunk"] for e in entries] == ["isle-001", "isle-002", "isle-003"]
@@ -353,11 +367,11 @@ def test_real_server_real_small_model(isle, smollm2, tmp_path):
     assert report["tokens"]["written"] > 0 and report["kept"]["facts"] == len(rows)
 
 
-def wait_for(url: str) -> None:
-    for _ in range(600):
+def wait_for(url: str, server: subprocess.Popen) -> None:
+    while True:
+        assert server.poll() is None, "the server did not start"
         try:
             urllib.request.urlopen(f"{url}/v1/models", timeout=5).read()
             return
         except OSError:
             time.sleep(0.5)
-    raise AssertionError("the server did not start")

@@ -164,6 +164,8 @@ def test_reverse_question_gives_the_answer_and_asks_for_the_subject(text, reason
         ("How often does the lamp turn in 13 seconds, roughly speaking?", False),
         ("How often does the lamp turn in 12 seconds, roughly speaking!", True),
         ("Who was it that gave the light its lamp?", False),
+        ("Who built the door of the Norrick lighthouse?", False),
+        ("When was the lamp of the Norrick lighthouse built?", False),
     ],
 )
 def test_copies(text, copy):
