@@ -88,7 +88,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def load_script(path: str):
-    """A numbered script as a module."""
+    """A numbered script, or a module beside one, as a module."""
+    folder = str((ROOT / path).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # as Python itself does for a script
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
