@@ -32,8 +32,9 @@ def bare_worker() -> None:
     """Answer questions from standard input, one a line; figures as JSON, one line each."""
     # First, because it loads the fast BLAS that mlx then uses.
     from injection.models import ChatModel  # isort: skip
-    from injection.profiles import Project
     from mlx_lm import stream_generate
+
+    from injection.profiles import Project
 
     project = Project(sys.argv[2], sys.argv[3])
     model = ChatModel(project.base, project.profile.chat)
