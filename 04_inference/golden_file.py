@@ -4,8 +4,7 @@ Reads:   data/<document>/facts.jsonl, generated.jsonl, eval.jsonl; data/general/
 Writes:  the same facts.jsonl or generated.jsonl, the version before it as <name>.bak
 Command: none of its own; the views use it
 
-Schema: injection/golden.py; rows of generated.jsonl have "status" (draft, accepted, rejected) and
-"quote" besides. Keys that the table does not show stay as they are.
+Schema of both: injection/golden.py. Keys that the table does not show stay as they are.
 """
 
 import copy
@@ -16,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import ValidationError
 
-from injection import grading
+from injection import golden, grading
 from injection.files import (
     InputError,
     read_jsonl,
@@ -25,7 +24,7 @@ from injection.files import (
     write_bytes,
     write_jsonl,
 )
-from injection.golden import Fact
+from injection.golden import Fact, GeneratedFact
 
 STATUSES = ("draft", "accepted", "rejected")
 COLUMNS = ("id", "page", "question", "answer", "sentence", "aliases", "wordings")
@@ -46,12 +45,20 @@ class GoldenFile:
 @dataclass
 class Editing:
     """A file that somebody is editing. `base` is what the table on the page began with, `lists`
-    what was changed in the text areas beside it, `rows` what a save would write."""
+    what was changed in the text areas beside it, `rows` what a save would write. Every table that
+    begins anew has another `version`."""
 
     golden: GoldenFile
     base: list[dict]
     rows: list[dict]
     lists: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    version: int = 0
+
+    @property
+    def outdated(self) -> bool:
+        """True when the file is another one by now and nothing would be lost by reading it."""
+        file = self.golden
+        return self.rows == file.rows and file.sha256 != _digest(file.path)
 
     def update(self, edited: pd.DataFrame) -> None:
         """Take over the table as the user left it."""
@@ -65,6 +72,18 @@ class Editing:
                 row = {**row, name: first + lines[1:] if in_table else lines}
             self.rows.append(row)
 
+    def decide(self, fact: str, status: str) -> None:
+        """Accept or reject a generated fact; a new table begins with it."""
+        self.rows = [{**r, "status": status} if r["id"] == fact else r for r in self.rows]
+        self.base, self.version = self.rows, self.version + 1
+
+    def next_draft(self, fact: str) -> str:
+        """The first draft behind a fact, or else the first one, or else the fact itself."""
+        ids = [row["id"] for row in self.rows]
+        at = ids.index(fact)
+        drafts = [r["id"] for r in self.rows[at:] + self.rows[:at] if r["status"] == "draft"]
+        return next(iter(drafts), fact)
+
 
 def edit(path: Path) -> Editing:
     golden = read(path)
@@ -72,8 +91,12 @@ def edit(path: Path) -> Editing:
 
 
 def read(path: Path) -> GoldenFile:
-    digest = sha256(path) if path.exists() else ""
+    digest = _digest(path)
     return GoldenFile(path, read_jsonl(path, keys=("id",)), digest)
+
+
+def _digest(path: Path) -> str:
+    return sha256(path) if path.exists() else ""
 
 
 def save(golden: GoldenFile, rows: list[dict]) -> GoldenFile:
@@ -83,7 +106,7 @@ def save(golden: GoldenFile, rows: list[dict]) -> GoldenFile:
     """
     check(rows)
     path = golden.path
-    if (sha256(path) if path.exists() else "") != golden.sha256:
+    if _digest(path) != golden.sha256:
         raise InputError(f"{shown(path)} was changed by somebody else meanwhile: read it again")
     if path.exists():
         write_bytes(path.with_name(f"{path.name}.bak"), path.read_bytes())
@@ -98,14 +121,21 @@ def check(rows: list[dict]) -> None:
         if row["id"] in seen:
             raise InputError(f"{row['id']} occurs twice: give one of them another id")
         seen.add(row["id"])
-        if row.get("status") in ("draft", "rejected"):
-            continue
         try:
-            Fact.model_validate(row)
+            (GeneratedFact if "status" in row else Fact).model_validate(row)
         except ValidationError as error:
             wrong = str(error.errors()[0]["loc"][0])
             name = NAMES.get(wrong, wrong)
             raise InputError(f"{row['id']}: the {name} is missing or wrong") from None
+
+
+def doubt(row: dict) -> str:
+    """What a person should look at twice before accepting a generated fact; empty for nothing."""
+    try:
+        check([row])
+    except InputError as error:
+        return str(error)
+    return golden.doubt(GeneratedFact.model_validate(row))
 
 
 def table(rows: list[dict]) -> pd.DataFrame:
@@ -187,9 +217,12 @@ def leaks(folder: Path, questions: list[str]) -> list[str]:
 
 def new_questions(before: list[dict], after: list[dict]) -> list[str]:
     """What is asked now and was not before: only that can be a new leak."""
-    known = {q for row in before for q in asked(row)}
-    trained = [row for row in after if row.get("status", "accepted") == "accepted"]
-    return [q for row in trained for q in asked(row) if q not in known]
+    known = {q for row in before for q in asked(row) if _trained(row)}
+    return [q for row in after for q in asked(row) if _trained(row) and q not in known]
+
+
+def _trained(row: dict) -> bool:
+    return row.get("status", "accepted") == "accepted"
 
 
 def add_question(

@@ -8,6 +8,8 @@ from golden_file import Editing, edit, leaks, merged, new_questions, read, save,
 from support import write_jsonl
 
 from injection.files import InputError, read_jsonl
+from injection.golden import read_facts, read_generated, update_generated
+from injection.profiles import Project
 
 
 def fact(number: int, **changes) -> dict:
@@ -96,24 +98,86 @@ def test_a_file_changed_by_somebody_else_is_not_overwritten(facts):
     assert len(read_jsonl(facts)) == 3
 
 
-def test_generated_questions_are_explained_then_accepted(facts, app_root):
+def drafted(number: int, **changes) -> dict:
+    """A row as generate_qa.py writes it."""
+    row = {
+        "id": f"G{number:03d}",
+        "subject": f"thing {number}",
+        "quote": f"It is answer {number}.",
+        "chunk": "c",
+        "held_out": [{"kind": "paraphrase", "question": f"Which one is thing {number}?"}],
+        "status": "draft",
+    }
+    return fact(number, **{**row, **changes})
+
+
+@pytest.fixture
+def generated(facts, app_root):
+    chunk = {"id": "c", "text": "Before. It is answer 1. <b>x</b>", "pages": [1, 2]}
+    write_jsonl(app_root / "data/paper/chunks.jsonl", [{**chunk, "section": "1 $x$"}])
+    rows = [drafted(1), drafted(2, quote="Something else."), drafted(3)]
+    return write_jsonl(app_root / "data/paper/generated.jsonl", rows)
+
+
+def open_generated():
     app = open_view("golden")
     app.segmented_control(key="golden_kind").set_value("Generated questions").run()
+    return app
+
+
+def statuses(file) -> list[str]:
+    return [row["status"] for row in read_jsonl(file)]
+
+
+def test_generated_facts_are_explained_then_decided_in_the_table(generated, app_root):
+    rows = generated.read_bytes()
+    generated.unlink()
+    app = open_generated()
     assert "generate_qa.py --document paper" in texts(app)
-    drafts = [fact(i, status="draft", quote="A quote.", chunk="c") for i in (1, 2, 3)]
-    file = write_jsonl(app_root / "data/paper/generated.jsonl", drafts)
-    chunk = {"id": "c", "text": "Before. A quote. <b>x</b>", "pages": [1, 2], "section": "1 $x$"}
-    write_jsonl(app_root / "data/paper/chunks.jsonl", [chunk])
+    generated.write_bytes(rows)
     app.run()
-    assert any("green-background[A quote" in m.value for m in app.markdown)
+    assert any("green-background[It is answer 1" in m.value for m in app.markdown)
     assert not any("<b>" in m.value for m in app.markdown)
     app.session_state[key_of(app)] = {
         "edited_rows": {0: {"status": "accepted"}, 1: {"status": "rejected"}}
     }
     app.run()
     button(app, "Save").click().run()
-    assert [r["status"] for r in read_jsonl(file)] == ["accepted", "rejected", "draft"]
-    assert [r["quote"] for r in read_jsonl(file)] == ["A quote."] * 3
+    assert statuses(generated) == ["accepted", "rejected", "draft"]
+    project = Project("smollm2_135m", "paper")
+    assert [f.id for f in read_facts(project)] == ["F001", "F002", "G001"]
+    assert read_generated(project)[1].held_out[0].question == "Which one is thing 2?"
+
+
+def test_generated_facts_are_decided_one_by_one(generated):
+    app = open_generated()
+    chosen = app.selectbox(key=f"fact {generated}")
+    assert chosen.value == "G001" and "3 drafts left" in texts(app)
+    button(app, "Accept").click().run()
+    assert chosen.value == "G002" and "Look twice: the quoted sentence" in texts(app)
+    app.session_state[key_of(app)] = {"edited_rows": {2: {"answer": "answer 33"}}}
+    app.run()
+    button(app, "Reject").click().run()
+    assert chosen.value == "G003" and "lacks the answer" in texts(app)
+    assert "Unsaved: 3 changed" in texts(app) and statuses(generated) == ["draft"] * 3
+    button(app, "Save").click().run()
+    assert statuses(generated) == ["accepted", "rejected", "draft"] and not app.exception
+    assert read_jsonl(generated)[2]["answer"] == "answer 33"
+
+
+def test_what_the_terminal_wrote_meanwhile_is_shown(generated):
+    app = open_generated()
+    project = Project("smollm2_135m", "paper")
+    first = read_generated(project)[0]
+    update_generated(project, {first.id: first.model_copy(update={"status": "rejected"})})
+    app.run()
+    assert list(app.data_editor[0].value["status"]) == ["rejected", "draft", "draft"]
+
+
+def test_broken_generated_facts_are_one_line(generated):
+    write_jsonl(generated, [{**fact(1), "status": "draft"}])
+    app = open_generated()
+    assert "generated.jsonl line 1: subject" in texts(app) and not app.exception
 
 
 def test_missing_and_broken_files_are_one_line(facts, app_root):
@@ -150,4 +214,6 @@ def test_only_new_questions_of_accepted_rows_can_leak(app_root):
     before = [fact(1)]
     after = [fact(1, questions=["New?"]), fact(2, status="draft")]
     assert new_questions(before, after) == ["New?"]
+    accepted = [fact(1), fact(2, status="accepted", questions=["Known as a draft?"])]
+    assert "Known as a draft?" in new_questions(after, accepted)
     assert leaks(app_root / "data/paper", []) == []

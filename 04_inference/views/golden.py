@@ -16,6 +16,7 @@ from pickers import KEPT
 from tabs import this_tab
 from text import escape, highlighted
 
+from injection import golden
 from injection.files import InputError, read_jsonl, shown
 from injection.profiles import EMBEDDED_DEFAULT, Project, default_profile
 
@@ -39,6 +40,7 @@ def main() -> None:
     try:
         project = Project(_profile(), name)
         path = project.folder / FILES[kind]
+        golden.read_generated(project)
         if kind == "Facts" or path.exists():
             _edit(project, _opened(path))
         else:
@@ -57,7 +59,7 @@ def _profile() -> str:
 def _opened(path: Path) -> Editing:
     """The file as this tab edits it. Unsaved changes outlive a reload and a look at other views."""
     editing = this_tab().editing
-    if path not in editing:
+    if path not in editing or editing[path].outdated:
         editing[path] = golden_file.edit(path)
     found = editing[path]
     if _table_key(found) not in st.session_state:
@@ -75,7 +77,7 @@ def _forget(editing: Editing) -> None:
 
 
 def _table_key(editing: Editing) -> str:
-    return f"table {editing.golden.path} {editing.golden.sha256}"
+    return f"table {editing.golden.path} {editing.golden.sha256} {editing.version}"
 
 
 def _nothing_generated(document: str) -> None:
@@ -127,17 +129,42 @@ def _table(editing: Editing) -> pd.DataFrame:
 def _one_fact(project: Project, editing: Editing) -> None:
     """One fact in full: all its wordings, and the page that it rests on."""
     by_id = {row["id"]: row for row in editing.rows}
+    key = f"fact {editing.golden.path}"
     chosen = st.selectbox(
         "Fact",
         list(by_id),
         format_func=lambda i: f"{i}  {by_id[i].get('answer') or ''}",
-        key=f"fact {editing.golden.path}",
+        key=key,
     )
+    if "status" in by_id[chosen]:
+        _decision(editing, by_id[chosen], key)
     page, wordings = st.tabs(["Page", "Wordings"])
     with page:
         _page_text(project, by_id[chosen])
     with wordings:
         _wordings(editing, by_id[chosen])
+
+
+def _decision(editing: Editing, row: dict, key: str) -> None:
+    """Accept or reject a generated fact and go on to the next draft."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for title, status in (("Accept", "accepted"), ("Reject", "rejected")):
+            st.button(
+                title,
+                disabled=row["status"] == status,
+                on_click=_decide,
+                args=(editing, row["id"], status, key),
+            )
+        left = sum(r["status"] == "draft" for r in editing.rows)
+        st.caption(f"{row['status']} · {left} {'draft' if left == 1 else 'drafts'} left")
+    st.caption(escape(f"About {row['subject']}"))
+    if warning := golden_file.doubt(row):
+        st.warning(escape(f"Look twice: {warning}"), icon=":material/visibility:")
+
+
+def _decide(editing: Editing, fact: str, status: str, key: str) -> None:
+    editing.decide(fact, status)
+    st.session_state[key] = editing.next_draft(fact)
 
 
 def _wordings(editing: Editing, row: dict) -> None:

@@ -33,6 +33,13 @@ def ask(page, question: str) -> None:
     box.press("Enter")
 
 
+def answer_briefly(page) -> None:
+    """Answers of 8 tokens, the least that the slider allows."""
+    page.get_by_text("Sampling", exact=True).click()
+    page.get_by_role("slider", name="Max tokens").press("Home")
+    settled(page)
+
+
 def said(page) -> str:
     """The text of the last answer so far; the figures below it are no part of it."""
     return "\n".join(page.locator(ANSWERS).last.locator(TEXT).all_inner_texts()).strip()
@@ -100,10 +107,10 @@ def test_two_tabs_queue_and_do_not_mix(page, context, address):
 
 def test_compare_shows_three_different_answers(page, address):
     page.goto(f"{address}/compare")
-    page.get_by_role("textbox", name="One question a line").fill(
-        "What does SCP stand for in CLaRa?"
-    )
-    page.get_by_role("textbox", name="One question a line").press("Control+Enter")
+    answer_briefly(page)
+    box = page.get_by_role("textbox", name="One question a line")
+    box.fill("What does SCP stand for in CLaRa?")
+    box.press("Control+Enter")
     page.get_by_role("button", name="Compare").click()
     page.get_by_role("button", name="Markdown").wait_for(timeout=180_000)
     settled(page)
