@@ -18,7 +18,7 @@ HEIGHT = 150
 
 def _color(runs: list[str], legend: bool = False):
     scale = alt.Scale(domain=runs, range=[PALETTE[i % len(PALETTE)] for i in range(len(runs))])
-    shown = alt.Legend(title=None, orient="top", columns=2, labelLimit=300) if legend else None
+    shown = alt.Legend(title=None, orient="top", columns=1, labelLimit=330) if legend else None
     return alt.Color("run:N", scale=scale, legend=shown)
 
 
@@ -90,7 +90,7 @@ def _percent():
     return alt.Axis(format="%", tickCount=5)
 
 
-def stage_bars(data: pd.DataFrame):
+def stage_bars(data: pd.DataFrame, dark: bool):
     """Scores of every kind and stage with their intervals.
 
     data: kind, n, stage, score, low, high; scores between 0 and 1.
@@ -103,12 +103,16 @@ def stage_bars(data: pd.DataFrame):
     )
     across = alt.X("score:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=_percent())
     up = alt.Y("kind:N", title=None, sort=kinds)
-    beside = alt.YOffset("stage:N", sort=stages)
+    beside = alt.YOffset("stage:N", sort=stages, scale=alt.Scale(paddingInner=0.15))
     tip = ["kind", "n", "stage"] + [alt.Tooltip(c, format=".1%") for c in ("score", "low", "high")]
     base = alt.Chart(data)
-    bars = base.mark_bar().encode(across, up, beside, color, tooltip=tip)
-    middle = alt.YOffset("stage:N", sort=stages, bandPosition=0.5)
-    reach = base.mark_rule(strokeWidth=1.4).encode(
-        alt.X("low:Q"), up, middle, x2="high:Q", color=alt.value("#5d6863"), tooltip=tip
+    # With the theme's narrower bars, Vega-Lite would move the bars against the intervals.
+    bars = base.mark_bar(height=alt.RelativeBandSize(1)).encode(
+        across, up, beside, color, tooltip=tip
+    )
+    # A thin bar lies in the middle of its place; a rule would lie at its edge.
+    line = alt.value("#dfe5e1" if dark else "#39423e")
+    reach = base.mark_bar(size=1.5).encode(
+        alt.X("low:Q"), up, beside, x2="high:Q", color=line, tooltip=tip
     )
     return alt.layer(bars, reach).properties(height=20 * len(stages) * len(kinds))

@@ -83,7 +83,8 @@ def _headline(report: dict) -> None:
 def _scores(report: dict) -> None:
     st.markdown("##### Scores by kind of question")
     st.caption("Means over facts with 95% bootstrap intervals over facts.")
-    st.altair_chart(charts.stage_bars(report_tables.scores(report)), key="bars")
+    dark = st.context.theme.type == "dark"
+    st.altair_chart(charts.stage_bars(report_tables.scores(report), dark), key="bars")
     st.dataframe(report_tables.score_table(report), hide_index=True)
     if shares := report_tables.gate_shares(report):
         opened = ", ".join(f"{kind} {share}" for kind, share in shares.items())

@@ -7,7 +7,7 @@ import pytest
 from app_support import HOSTILE, make_adapter
 from support import ROOT, ProjectCopy, copy_tree, read_jsonl, write_jsonl
 
-from browser.server import browser_path, open_browser, running_app
+from browser.server import PATIENCE_SECONDS, browser_path, open_browser, running_app
 
 NAME = "adapters_smollm2_135m_paper"
 
@@ -57,7 +57,7 @@ def browser():
 def context(browser):
     """A window of its own; whatever it asks for must come from this machine."""
     found = browser.new_context(viewport={"width": 1280, "height": 900})
-    found.set_default_timeout(90_000)
+    found.set_default_timeout(PATIENCE_SECONDS * 1000)
     asked: list[str] = []
     found.on("request", lambda request: asked.append(request.url))
     yield found

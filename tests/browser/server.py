@@ -26,6 +26,8 @@ FLAGS = (
     "--metrics-recording-only",
 )
 START_SECONDS = 120
+# How long a test waits for the page; a busy machine answers many times slower than a quiet one.
+PATIENCE_SECONDS = 300
 
 
 def browser_path() -> str | None:
@@ -82,4 +84,6 @@ def open_browser():
 
 def settled(page) -> None:
     """Wait until the script of the page has run to its end."""
-    page.wait_for_selector(".stApp[data-test-script-state=notRunning]", timeout=120_000)
+    page.wait_for_selector(
+        ".stApp[data-test-script-state=notRunning]", timeout=PATIENCE_SECONDS * 1000
+    )

@@ -8,9 +8,9 @@ from app_support import HOSTILE
 from support import read_jsonl, write_jsonl
 
 from browser.conftest import NAME
-from browser.server import settled
+from browser.server import PATIENCE_SECONDS, settled
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 STORY = "Write a long story about a dog and a river."
 ANSWERS = '[aria-label="Chat message from assistant"]'
 TEXT = "[data-testid=stMarkdown]:not(:has([data-testid=stCaptionContainer]))"
@@ -47,7 +47,7 @@ def said(page) -> str:
 
 def grown(page, than: int = 0) -> str:
     """Wait until the last answer has more than so many characters."""
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < deadline:
         if page.locator(ANSWERS).count() and len(text := said(page)) > than:
             return text
@@ -112,7 +112,7 @@ def test_compare_shows_three_different_answers(page, address):
     box.fill("What does SCP stand for in CLaRa?")
     box.press("Control+Enter")
     page.get_by_role("button", name="Compare").click()
-    page.get_by_role("button", name="Markdown").wait_for(timeout=180_000)
+    page.get_by_role("button", name="Markdown").wait_for()
     settled(page)
     cells = page.locator("[data-testid=stColumn]").filter(has=page.get_by_text("tokens in"))
     assert cells.count() == 3
@@ -189,7 +189,7 @@ def test_the_training_view_moves_while_a_run_goes_on(page, address, project):
     before = chart.inner_html()
     write_jsonl(file, rows)
     page.get_by_text("step 80 of 100, 0:20 left").wait_for()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while chart.inner_html() == before and time.monotonic() < deadline:
         time.sleep(0.2)
     assert chart.inner_html() != before
@@ -200,10 +200,11 @@ def test_the_training_view_moves_while_a_run_goes_on(page, address, project):
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
 def test_every_view_fits_the_screen(browser, address, width, scheme):
     window = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
+    window.set_default_timeout(PATIENCE_SECONDS * 1000)
     page = window.new_page()
     for view in VIEWS:
         page.goto(f"{address}/{view}")
-        page.locator(".stMain h3").first.wait_for(timeout=60_000)
+        page.locator(".stMain h3").first.wait_for()
         settled(page)
         wide = page.evaluate("document.documentElement.scrollWidth")
         main = page.evaluate("document.querySelector('.stMain').scrollWidth")
