@@ -8,12 +8,12 @@ source ./environment.sh requirements-dev.txt
 if [ "${1:-}" = --browser ]; then
   shift
   if ! command -v chromium chromium-browser google-chrome >/dev/null; then
-    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null; then
+    if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null || ! {
+      apt-get update -q && apt-get install -y -q --no-install-recommends chromium fonts-noto-cjk
+    }; then
       echo "error: no Chromium found: install it (Debian: sudo apt-get install chromium)" >&2
       exit 1
     fi
-    apt-get update -q
-    apt-get install -y -q --no-install-recommends chromium fonts-noto-cjk
   fi
   exec "$PYTHON" -m pytest -m browser "$@"
 fi

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-BROWSERS = ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # Without a sandbox and shared memory (containers), and without the requests a browser makes for
 # itself.
 FLAGS = (
@@ -31,7 +32,7 @@ PATIENCE_SECONDS = 300
 
 
 def browser_path() -> str | None:
-    return next((path for path in BROWSERS if Path(path).exists()), None)
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 @dataclass
@@ -55,7 +56,11 @@ def running_app(root: Path, log: Path) -> Iterator[App]:
             yield App(f"http://127.0.0.1:{port}", process)
         finally:
             process.terminate()
-            process.wait(timeout=30)
+            try:
+                process.wait(timeout=PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise
 
 
 def _wait_until_healthy(process: subprocess.Popen, port: int, log: Path) -> None:
