@@ -31,6 +31,13 @@ def chat(page, app: App) -> None:
 
 def compare(page, app: App) -> None:
     page.goto(f"{app.address}/compare")
+    # 40 tokens, so that the base model's invention does not fill the picture.
+    page.get_by_text("Sampling", exact=True).click()
+    slider = page.get_by_role("slider", name="Max tokens")
+    for key in ("Home", *["ArrowRight"] * 4):
+        slider.press(key)
+    settled(page)
+    page.get_by_text("Sampling", exact=True).click()
     box = page.get_by_role("textbox", name="One question a line")
     box.fill(QUESTION)
     box.press("Control+Enter")
@@ -68,7 +75,7 @@ def picture(browser, app: App, name: str) -> None:
     window = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, reduced_motion="reduce"
     )
-    window.set_default_timeout(600_000)
+    window.set_default_timeout(1_200_000)
     page = window.new_page()
     view(page, app)
     settled(page)
