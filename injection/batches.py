@@ -6,11 +6,13 @@ The tokens that all chat rows begin with (the template's system turn) go through
 once a step, whatever the batch size.
 """
 
+import math
 import random
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from injection import prompts
 from injection.files import InputError
@@ -204,6 +206,19 @@ def epoch_batches(rows: list[Row], batch_size: int, seed: int, epoch: int) -> li
         batches += [group[s : s + batch_size] for s in range(0, len(group), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def hardest(rows: list[Row], hardness: np.ndarray, share: float) -> np.ndarray:
+    """Indices of this share of the rows, those with the highest hardness, in rising order.
+
+    The share is taken of every prefix and of both kinds of target, whose losses do not compare.
+    """
+    kept: list[int] = []
+    for kind in sorted({(r.prefix, r.from_base) for r in rows}):
+        group = [i for i, r in enumerate(rows) if (r.prefix, r.from_base) == kind]
+        group.sort(key=lambda i: -hardness[i])
+        kept += group[: math.ceil(share * len(group))]
+    return np.array(sorted(kept))
 
 
 def stack(rows: list[Row]) -> tuple[mx.array, mx.array, mx.array, mx.array]:

@@ -78,9 +78,14 @@ class Lora(_Strict):
 
 
 class Training(_Strict):
-    """One stage. Rates are for AdamW; `warmup` is a share of all steps; tokens per sequence."""
+    """One stage. Rates are for AdamW; `warmup` is a share of all steps; tokens per sequence.
+
+    The first epoch trains on all rows, later ones on the `hard_share` of them whose loss was
+    highest when they were last trained on (after Selective-Backprop, arXiv 1910.00762).
+    """
 
     epochs: int = Field(ge=1)
+    hard_share: float = Field(gt=0, le=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     final_rate: float = Field(ge=0, le=1)
