@@ -30,10 +30,12 @@ def frozen_head_loss(
         parts = []
         for start in range(0, hidden.shape[0], BLOCK):
             rows = slice(start, start + BLOCK)
+            # Blocks one after the other: mlx would begin many at once and keep all their logits.
+            block = mx.depends([hidden[rows]], list(parts[-1]))[0] if parts else hidden[rows]
             if teacher is None:
-                parts.append(_hard(model, hidden[rows], targets[rows]))
+                parts.append(_hard(model, block, targets[rows]))
             else:
-                parts.append(_soft(model, hidden[rows], teacher[rows]))
+                parts.append(_soft(model, block, teacher[rows]))
         return mx.concatenate([p[0] for p in parts]), mx.concatenate([p[1] for p in parts])
 
     @both.vjp
