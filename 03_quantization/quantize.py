@@ -16,6 +16,7 @@ from injection.files import (
     mark_current,
     read_text,
     require,
+    require_space,
     run,
     shown,
     staged_folder,
@@ -33,10 +34,12 @@ def main() -> None:
     if not args.force and is_current(project.base, made_from):
         print(f"up to date: {shown(project.base)}")
         return
+    profile = project.profile
+    largest = profile.quantization.largest_size(conversion.weights_size(project.source))
+    require_space(project.base, largest)
     with staged_folder(project.base) as staging:
         # mlx-lm insists on making the folder itself.
         staging.rmdir()
-        profile = project.profile
         conversion.quantize(project.source, staging, profile.quantization, profile)
         report(project, staging)
     mark_current(project.base, made_from)

@@ -29,6 +29,7 @@ from injection.files import (
     read_json,
     read_text,
     require,
+    require_space,
     run,
     shown,
     write_bytes,
@@ -37,7 +38,8 @@ from injection.files import (
 )
 from injection.profiles import Project, Quantization, open_project, parser
 
-BITS = ("4", "8", "mixed_4_6")
+NAMES = {"source": "source", "4": "4 bits", "mixed_4_6": "4 and 6 bits", "8": "8 bits"}
+BITS = ("4", "mixed_4_6", "8")
 UP_TO_DATE = "run 03_quantization/quantize.py first, or the steps before it"
 
 
@@ -55,6 +57,7 @@ def quantized(project: Project, settings: Quantization) -> Iterator[Path]:
         return
     temporary = project.base.with_name(f".{project.base.name}.fidelity.partial")
     shutil.rmtree(temporary, ignore_errors=True)
+    require_space(temporary, settings.largest_size(conversion.weights_size(project.source)))
     try:
         conversion.quantize(project.source, temporary, settings, project.profile)
         yield temporary
@@ -89,9 +92,7 @@ def table(found: dict) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row in found["rows"]:
-        name = row["bits"].replace("_", " ")
-        cells = [name if name == "source" else f"{name} bits"]
-        cells += [f"{row['bits_per_weight']:.2f}", f"{row['size'] / 1e9:.3f}"]
+        cells = [NAMES[row["bits"]], f"{row['bits_per_weight']:.2f}", f"{row['size'] / 1e9:.3f}"]
         cells += [f"{row['kl']:.4f}", f"{row['top1']:.1%}"] if "kl" in row else ["", ""]
         cells += [f"{row['perplexity']:.2f}", f"{row['perplexity_ratio']:.3f}"]
         lines.append("| " + " | ".join(cells) + " |")
@@ -103,28 +104,24 @@ def table(found: dict) -> str:
 
 
 def plot(found: dict) -> bytes:
-    """A PNG: divergence and agreement against bits per weight."""
+    """A PNG: divergence and agreement of each variant."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     rows = found["rows"][1:]
+    names = [f"{NAMES[row['bits']]}\n{row['size'] / 1e9:.3f} GB" for row in rows]
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, key, title in (
-        (axes[0], "kl", "mean KL to the source (nats)"),
-        (axes[1], "top1", "same most likely token"),
+    for axis, key, form, title in (
+        (axes[0], "kl", "{:.4f}", "mean KL to the source (nats)"),
+        (axes[1], "top1", "{:.1%}", "same most likely token"),
     ):
-        axis.set(title=title, xlabel="bits per weight")
-        for row in rows:
-            axis.plot(row["bits_per_weight"], row[key], "o", color="#2563a8")
-            label = f"{row['bits'].replace('_', ' ')}, {row['size'] / 1e9:.2f} GB"
-            place = (row["bits_per_weight"], row[key])
-            axis.annotate(label, place, xytext=(0, 7), textcoords="offset points", ha="center")
-        axis.margins(x=0.3, y=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylim(bottom=0)
-    axes[1].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        bars = axis.bar(names, [row[key] for row in rows], width=0.6, color="#2563a8")
+        axis.bar_label(bars, [form.format(row[key]) for row in rows])
+        axis.set(title=title, yticks=[])
+        axis.margins(y=0.12)
+        axis.spines[["top", "right", "left"]].set_visible(False)
     figure.suptitle(found["title"])
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=150)

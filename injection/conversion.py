@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from injection import licence, tokenizer_files
-from injection.files import read_json, require_space
+from injection.files import read_json
 from injection.profiles import Profile, Quantization
 
 
@@ -23,11 +23,10 @@ def parameters(folder: Path) -> int:
 def quantize(source: Path, folder: Path, settings: Quantization, profile: Profile) -> None:
     """Write source, quantized, to folder, and refuse it when tokens, template or stops changed.
 
-    folder must not exist. InputError when the disk is too small or the tokenizer differs.
+    folder must not exist. InputError when the tokenizer differs.
     """
     from mlx_lm import convert
 
-    require_space(folder, settings.largest_size(weights_size(source)))
     mixed = isinstance(settings.bits, str)
     with contextlib.redirect_stdout(io.StringIO()):
         convert(
