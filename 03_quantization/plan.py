@@ -139,21 +139,21 @@ def grouped(rows: list, batch_size: int) -> Rows:
 
 def steps(project: Project, g: Geometry, machine: Machine, context: int) -> list[Step]:
     text = 2 * g.parameters
-    quantized = g.parameters * estimate.bits(project, g) / 8
     source = project.profile.source
     extracted = source.text_prefix is not None
     downloaded = estimate.DOWNLOADS.get(source.name, 2 * text if extracted else text)
     result = [Step("download", downloaded, SMALL, downloaded * 8 / (MEGABITS * 1e6))]
     if extracted:
         result.append(Step("extract", text, SMALL, estimate.seconds(machine, 0, 3 * text)))
-    result.append(quantize_step(project, g, machine, quantized))
+    result.append(quantize_step(project, g, machine))
     result += [training_step(project, g, machine, stage) for stage in ("cpt", "sft")]
     result.append(chat_step(project, g, machine, context))
     return result
 
 
-def quantize_step(project: Project, g: Geometry, machine: Machine, size: float) -> Step:
+def quantize_step(project: Project, g: Geometry, machine: Machine) -> Step:
     """Conversion, then the comparison of both models on data/general/perplexity.txt."""
+    size = g.parameters * estimate.bits(project, g) / 8
     words = len((project.general / "perplexity.txt").read_text().split())
     tokens = 1.4 * words
     largest = g.head_parameters * (2 + machine.value)

@@ -18,7 +18,7 @@ from mlx_lm.utils import load_model
 
 from injection import kernels, runtime
 from injection.generation import head
-from injection.models import to_fp32
+from injection.models import expanded, to_fp32
 from injection.progress import Progress
 
 # Positions whose probabilities are in memory at once.
@@ -35,15 +35,15 @@ class Streamed(NamedTuple):
 def stream(folder: Path, pieces: list[list[int]], label: str) -> Streamed:
     """Run the model in folder over pieces (token ids), layer by layer, as load_base computes."""
     model, _ = load_model(folder, lazy=True)
-    if runtime.on_cpu():
-        # Nothing is read yet: a layer is expanded when it is evaluated.
-        to_fp32(model)
-        kernels.use_fast_activations()
     inner, layers = model.model, model.model.layers
-    hidden = [inner.embed_tokens(mx.array([ids[:-1]])) for ids in pieces]
+    hidden = [_embedded(inner.embed_tokens, mx.array([ids[:-1]])) for ids in pieces]
     mx.eval(hidden)
     if not model.args.tie_word_embeddings:
         inner.embed_tokens = nn.Identity()
+    if runtime.on_cpu():
+        # Nothing more is read yet: a layer is expanded when it is evaluated.
+        to_fp32(model)
+        kernels.use_fast_activations()
     bar = Progress(label, len(layers))
     for i, layer in enumerate(layers):
         mx.eval(layer.parameters())
@@ -55,6 +55,11 @@ def stream(folder: Path, pieces: list[list[int]], label: str) -> Streamed:
     hidden = [inner.norm(states)[0] for states in hidden]
     mx.eval(hidden)
     return Streamed(hidden, lambda states: head(model, states))
+
+
+def _embedded(embedding: nn.Module, ids: mx.array) -> mx.array:
+    # On CPU in fp32 like all the rest, but of these tokens only.
+    return expanded(embedding, ids) if runtime.on_cpu() else embedding(ids)
 
 
 def compare(source: Streamed, other: Streamed, pieces: list[list[int]]) -> dict:

@@ -68,22 +68,27 @@ def _as_fp32(array: mx.array) -> mx.array:
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
-def _dequantized(module):
-    weight = mx.dequantize(
-        module.weight.astype(mx.uint32),
-        module.scales.astype(mx.float32),
-        module.biases.astype(mx.float32),
+def expanded(module: nn.Module, rows=slice(None)) -> mx.array:
+    """The weight (outputs, inputs) of a linear or embedding layer in fp32, or some of its rows."""
+    if "scales" not in module:
+        return module.weight[rows].astype(mx.float32)
+    return mx.dequantize(
+        module.weight[rows].astype(mx.uint32),
+        module.scales[rows].astype(mx.float32),
+        module.biases[rows].astype(mx.float32),
         group_size=module.group_size,
         bits=module.bits,
     )
-    rows, columns = weight.shape
+
+
+def _dequantized(module):
     if isinstance(module, nn.QuantizedEmbedding):
         result = nn.Embedding(1, 1)
     else:
         result = nn.Linear(1, 1, bias="bias" in module)
         if "bias" in module:
             result.bias = module.bias
-    result.weight = weight
+    result.weight = expanded(module)
     return result
 
 
