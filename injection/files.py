@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+# A full disk, a quota, a limit on the size of a file.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -28,7 +30,7 @@ def run(main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again to go on")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_SPACE:
             raise
         sys.exit(f"error: no space left on disk ({error.filename or 'unknown file'}): free some")
 

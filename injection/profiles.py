@@ -141,8 +141,12 @@ class Replay(_Strict):
 
 
 class Profile(_Strict):
+    """`notice` is shown wherever the model is used. `licence` is the sentence for the NOTICE file
+    in every folder made from the model, where its licence asks for one."""
+
     title: str
     notice: str | None = None
+    licence: str | None = None
     source: Source
     quantization: Quantization
     chat: Chat
@@ -202,6 +206,7 @@ class Project:
 
     def __init__(self, profile: str, document: str, overrides: list[str] = ()):
         self.profile_name, self.document_name = profile, document
+        self.overrides = list(overrides)
         self.profile_file = _choose(ROOT / "models", profile, "*.yaml", "profile")
         self.folder = ROOT / "data" / document
         self.document_file = self.folder / "document.yaml"

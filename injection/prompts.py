@@ -1,7 +1,16 @@
-"""The only prompt renderer: training, evaluation and chat all go through here."""
+"""The only prompt renderer: training, evaluation and chat all go through here.
+
+And the only reader of think blocks, `<think>...</think>`, in what a model answers.
+"""
+
+import re
 
 from injection.files import InputError
 from injection.profiles import Chat
+
+THINK, END = "<think>", "</think>"
+# Some templates open the block in the prompt: then the answer begins inside of it.
+_BLOCK = re.compile(f"{THINK}(.*?)(?:{END}|\\Z)", re.DOTALL)
 
 
 def _with_system(messages: list[dict], chat: Chat) -> list[dict]:
@@ -51,3 +60,24 @@ def user_header(tokenizer, chat: Chat, earlier: list[dict] | None = None) -> lis
     messages = _with_system([*(earlier or []), {"role": "user", "content": mark}], chat)
     text = tokenizer.apply_chat_template(messages, tokenize=False, **chat.template_args)
     return tokenizer.encode(text.split(mark)[0], add_special_tokens=False)
+
+
+def open_block(tokenizer, prompt: list[int]) -> str:
+    """The think block that the prompt leaves open, `<think>` and what follows, or nothing."""
+    end = tokenizer.decode(prompt[-16:])
+    at = end.rfind(THINK)
+    return end[at:] if at > end.rfind(END) else ""
+
+
+def pieces(answer: str) -> list[tuple[str, str]]:
+    """("think" or "text", content) pieces of an answer, in order; a block may lack either mark."""
+    start, end = answer.find(THINK), answer.find(END)
+    if end >= 0 and not 0 <= start < end:
+        answer = THINK + answer
+    parts = _BLOCK.split(answer)
+    return [("think" if i % 2 else "text", part) for i, part in enumerate(parts) if part.strip()]
+
+
+def without_thoughts(answer: str) -> str:
+    """What was said outside of think blocks."""
+    return "".join(content for kind, content in pieces(answer) if kind == "text").strip()

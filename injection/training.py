@@ -26,7 +26,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from injection import batches, gate, generation, grading, losses, models, prompts, tensors
+from injection import batches, gate, generation, grading, licence, losses, models, prompts, tensors
 from injection.files import (
     ROOT,
     InputError,
@@ -420,6 +420,8 @@ def finish(run_: Run, data: Path) -> None:
         }
         write_json(folder / "adapter_config.json", config)
         shutil.copyfile(run_.work / "metrics.jsonl", folder / "metrics.jsonl")
+        change = f"LoRA adapter trained on {project.document_name} ({run_.stage.upper()})"
+        licence.pass_on(project.base, folder, project.profile, change)
         errors = fit_gate(run_, data, folder) if run_.stage == "sft" else None
         write_json(folder / "manifest.json", manifest(run_, data, folder) | {"gate": errors})
         models.read_adapter(folder, project.base)
