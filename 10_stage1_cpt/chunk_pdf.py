@@ -11,6 +11,7 @@ Command: python 10_stage1_cpt/chunk_pdf.py
 import hashlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from getpass import getpass
 from importlib.metadata import version
 from pathlib import Path
@@ -19,7 +20,7 @@ for folder in (Path(__file__).resolve().parent, Path(__file__).resolve().parents
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))  # run without installing
 from clean_text import WHY, Sheets, clean, letters
-from pdf_pages import Repair
+from pdf_pages import Page, Repair
 from read_source import is_markdown, read_source
 from reflow import Flow, reflow
 
@@ -40,6 +41,7 @@ from injection.profiles import Project, open_project, parser
 MAX_LEFT_OUT = 0.3  # share of pages; with more the document is not what the model would learn
 FEWEST_LETTERS = 40  # in the whole document
 CHUNK_LETTERS = 12
+WINDOW = 20_000  # characters
 SHOWN = 90  # characters of a sample in the summary
 LIBRARIES = ("pypdf", "pypdfium2", "ftfy", "symspellpy", "semantic-text-splitter")
 
@@ -53,17 +55,30 @@ def section_spans(flow: Flow) -> list[tuple[int, int, str]]:
     ]
 
 
+def windows(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Parts of a long section, cut behind sentences; the splitter's time grows with the square."""
+    while end - start > WINDOW:
+        sentence = text.rfind(". ", start, start + WINDOW)
+        cut = sentence + 1 if sentence > start else start + WINDOW
+        yield start, cut
+        start = cut
+    yield start, end
+
+
 def make_chunks(source: str, flow: Flow, tokenizer, limit: int) -> list[dict]:
     """Rows of chunks.jsonl: no chunk longer than `limit` tokens, none over a section's border."""
     from semantic_text_splitter import TextSplitter
 
     splitter = TextSplitter.from_huggingface_tokenizer(tokenizer, limit)
     rows = []
-    for start, end, title in section_spans(flow):
-        for offset, piece in splitter.chunk_indices(flow.text[start:end]):
-            if letters(piece) < CHUNK_LETTERS:
-                continue
-            first = start + offset
+    pieces = (
+        (start + offset, piece, title)
+        for begin, stop, title in section_spans(flow)
+        for start, end in windows(flow.text, begin, stop)
+        for offset, piece in splitter.chunk_indices(flow.text[start:end])
+    )
+    for first, piece, title in pieces:
+        if letters(piece) >= CHUNK_LETTERS:
             rows.append(
                 {
                     "id": f"{source}-{len(rows):03d}",
@@ -77,15 +92,15 @@ def make_chunks(source: str, flow: Flow, tokenizer, limit: int) -> list[dict]:
     return rows
 
 
-def refuse_unfit(file: Path, sheets: Sheets) -> None:
+def refuse_unfit(file: Path, pages: list[Page], sheets: Sheets) -> None:
     """InputError when too few pages have text that can be used."""
-    used = [n for n, lines in zip(sheets.numbers, sheets.lines, strict=True) if lines]
     left_out, why = sheets.left_out, ""
+    filled = sheets.with_text + sum(not page.text.strip() for page in pages if page.problem)
     if left_out:
         (reason, _), *_ = Counter(left_out.values()).most_common(1)
         some = ", ".join(map(str, list(left_out)[:5])) + (", ..." if len(left_out) > 5 else "")
         why = f" (page {some}: {reason})"
-    if len(left_out) > MAX_LEFT_OUT * (len(left_out) + len(used)):
+    if len(left_out) > MAX_LEFT_OUT * filled:
         raise InputError(
             f"{shown(file)}: {len(left_out)} of {len(sheets.numbers)} pages cannot be used{why}: "
             "run OCR on it first (ocrmypdf --force-ocr), or find another copy"
@@ -139,7 +154,7 @@ def chunk_source(file: Path, name: str, args, tokenizer, limit: int) -> tuple[li
     """(rows, report) of one source."""
     pages = read_source(file, args.password)
     sheets = clean(pages, is_markdown(file), args.keep_references)
-    refuse_unfit(file, sheets)
+    refuse_unfit(file, pages, sheets)
     flow = reflow(sheets)
     rows = make_chunks(name, flow, tokenizer, limit)
     return rows, source_report(file, sheets, flow, [page.reader for page in pages])

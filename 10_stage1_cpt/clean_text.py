@@ -34,6 +34,7 @@ WHY = {
     "short chunk": "too little text to be a chunk",
 }
 EDGE = 4  # lines at the top and at the bottom of a page where headers and footers stand
+HEADER_CHARACTERS = 150
 REPEATED = 3  # pages that make a line a running one
 INVISIBLE = re.compile("[\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff\u00ad]")
 # Positions in TeX's T1 and OT1 encodings; \r is OT1's fl as well, but mostly the end of a line.
@@ -80,6 +81,7 @@ class Sheets:
             self.unmapped[page.number] = found["unmapped glyphs"]
             lines = (re.sub(r"[^\S\n]+", " ", line).strip() for line in text.split("\n"))
             self.lines.append(trimmed(list(lines)))
+        self.with_text = sum(map(bool, self.lines))
 
     def flat(self) -> list[str]:
         return [line for page in self.lines for line in page]
@@ -255,7 +257,13 @@ def running_lines(pages: list[list[str]]) -> set[Place]:
                     break
                 seen.add(without_digits(line))
                 found.add((p, i))
-    return found
+    return found - {(p, i) for p, i in found if is_copy(pages[p], p, found)}
+
+
+def is_copy(lines: list[str], p: int, found: set[Place]) -> bool:
+    """Whether most of a page's text would go: it is a copy of other pages, not a header."""
+    gone = sum(len(line) for i, line in enumerate(lines) if (p, i) in found)
+    return gone > HEADER_CHARACTERS and gone > 0.5 * sum(map(len, lines))
 
 
 def letters(text: str) -> int:

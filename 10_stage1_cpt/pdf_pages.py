@@ -4,9 +4,11 @@ pypdf in plain mode is the first reader: it follows the content stream, which in
 column by column. pypdfium2 is the second opinion. Each runs in a child process (pdf_reader.py).
 """
 
+import contextlib
 import json
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -24,11 +26,13 @@ CHILD = Path(__file__).with_name("pdf_reader.py")
 MAX_BYTES = 500_000_000
 MAX_PAGES = 5_000
 MEMORY_BYTES = 2 * 2**30
-PAGE_SECONDS = 20.0
-DOCUMENT_SECONDS = 1_800.0
+PAGE_SECONDS = 20.0  # of CPU time
+SILENT_SECONDS = 600.0  # of wall time, the last fence; a page's CPU time ends a reader before
+DOCUMENT_SECONDS = 7_200.0
 CLEARLY_BETTER = 0.001  # in Quality.badness: three damaged glyphs on a full page
 MUCH_BETTER = 0.05  # enough even when the second reading is damaged as well
 FEW_PAGES = 100  # read without a progress line
+UNREADABLE = "unreadable: "
 GLYPH_NAME = re.compile(r"/[A-Za-z]+\.[a-z]{2,4}\d|(?<!\w)/[A-Za-z]\w*")
 GLYPH_NAME_WEIGHT = 5  # a name does more harm than the one glyph it stands for
 
@@ -75,7 +79,11 @@ def pdf_pages(file: Path, password: str = "") -> list[Page]:
     count = first.count or second.count
     if count > MAX_PAGES:
         raise InputError(f"{shown(file)} has {count} pages, more than {MAX_PAGES}: split it")
-    return [choose(number, first, second) for number in range(1, count + 1)]
+    pages = [choose(number, first, second) for number in range(1, count + 1)]
+    if all(page.problem.startswith(UNREADABLE) for page in pages):
+        first.error = pages[0].problem.removeprefix(UNREADABLE)
+        refuse(file, first, second, password)
+    return pages
 
 
 def refuse(file: Path, first: Reading, second: Reading, password: str) -> None:
@@ -101,58 +109,69 @@ def read(file: Path, reader: str, password: str) -> Reading:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
     ) as child:
-        try:
-            # On standard input, for other users of the machine see what stands on command lines.
+        # On standard input, for other users of the machine see what stands on command lines.
+        with contextlib.suppress(BrokenPipeError), child.stdin:
             child.stdin.write(json.dumps(job).encode() + b"\n")
-            child.stdin.close()
-        except BrokenPipeError:
-            pass
         try:
             reading = collect(lines_of(child), f"{file.name}, {reader}")
         finally:
-            child.kill()
+            end(child)
     if not reading.error and len(reading.pages) < reading.count:
-        reading.error = "ended by itself" if child.returncode > -9 else "takes too long"
+        slow = child.returncode == -signal.SIGXCPU
+        reading.error = "takes too long" if slow else f"{reader} crashed"
     return reading
 
 
+def end(child: subprocess.Popen) -> None:
+    """Let a child that has nothing more to say end by itself; kill one that goes on."""
+    child.stdout.close()
+    try:
+        child.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        child.kill()
+
+
 def lines_of(child: subprocess.Popen) -> Iterator[bytes]:
-    """Lines of the child's output, until it ends or is silent for longer than a page may take."""
+    """Lines of the child's output. TimeoutError when it is silent or busy for too long."""
     rest, deadline = b"", time.monotonic() + DOCUMENT_SECONDS
     while time.monotonic() < deadline:
-        # The child stops a page by itself, unless it is in C++ code.
-        ready, _, _ = select.select([child.stdout], [], [], PAGE_SECONDS + 10)
-        block = child.stdout.read1(1 << 16) if ready else b""
+        ready, _, _ = select.select([child.stdout], [], [], SILENT_SECONDS)
+        if not ready:
+            break
+        block = child.stdout.read1(1 << 16)
         if not block:
             return
         *lines, rest = (rest + block).split(b"\n")
         yield from lines
+    raise TimeoutError
 
 
 def collect(lines: Iterator[bytes], label: str) -> Reading:
-    reading, bar = Reading(error="ended by itself"), None
-    for line in lines:
-        row = json.loads(line)
-        if "page" in row:
-            reading.pages[row["page"]] = row
-            if reading.count > FEW_PAGES:
-                bar.update(row["page"])
-        elif "pages" in row:
-            reading.count, reading.error = row["pages"], ""
-            if row["pages"] > MAX_PAGES:
+    reading = Reading(error="the reader crashed")
+    bar = None
+    try:
+        for row in map(json.loads, lines):
+            if "pages" in row:
+                reading.count, reading.error = row["pages"], ""
+                bar = Progress(f"reading {label}", reading.count)
+            elif "page" in row:
+                reading.pages[row["page"]] = row
+                if reading.count > FEW_PAGES:
+                    bar.update(row["page"])
+            else:
+                reading.error, reading.kind = row["error"], row["kind"]
+            if reading.count > MAX_PAGES:
                 break
-            bar = Progress(f"reading {label}", row["pages"])
-        else:
-            reading.error, reading.kind = row["error"], row["kind"]
+    except TimeoutError:
+        reading.error = "takes too long"
     return reading
 
 
 def choose(number: int, first: Reading, second: Reading) -> Page:
     """The better reading of a page: pypdf's, unless pypdfium2's text is clearly less damaged."""
     ours, theirs = first.pages.get(number, {}), second.pages.get(number, {})
-    if "text" not in ours and "text" not in theirs:
-        reasons = {p.get("error") or r.error for p, r in ((ours, first), (theirs, second))}
-        return Page(number, "", "neither", f"unreadable ({'; '.join(sorted(reasons))})")
+    if "text" not in ours and not theirs.get("text", "").strip():
+        return Page(number, "", "neither", UNREADABLE + (ours.get("error") or first.error))
     other = theirs.get("text", "").replace("\r\n", "\n").replace("\ufffe", "-\n")
     why = why_second(ours, {**theirs, "text": other}) if "text" in theirs else ""
     if why:

@@ -8,7 +8,7 @@ import bisect
 import re
 import statistics
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from clean_text import Sheets, is_table_row, is_text
 from headings import LEADS_ON, find_headings
@@ -21,6 +21,7 @@ CAPTION = re.compile(
     r"(?:[A-Z]\.?)?\d+(?:\.\d+)*(?:[:.|]|\s*[-–—(]|\s+[A-Z*])"
 )
 SENTENCE_END = re.compile(r"[.!?:;…。！？][\"”’»)\]\d]*$")
+END = 60  # characters; no longer word is mended
 CAPTION_LINES = 15
 TABLE = re.compile(r"^Tab(?:le|elle|\.)", re.I)
 TABLE_REACH = 20  # lines
@@ -30,12 +31,15 @@ HAN_OR_KANA = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]")
 
 @dataclass
 class Flow:
-    """The running text. marks: (offset, page) of each line; sections: (offset, heading)."""
+    """The running text. marks: (offset, page) of each line; sections: (offset, heading).
 
-    text: str = ""
-    marks: list[tuple[int, int]] = field(default_factory=list)
-    sections: list[tuple[int, str]] = field(default_factory=list)
-    mended: Counter = field(default_factory=Counter)
+    mended: by page, the words that had been split between two lines.
+    """
+
+    text: str
+    marks: list[tuple[int, int]]
+    sections: list[tuple[int, str]]
+    mended: Counter
 
     def pages(self, start: int, end: int) -> list[int]:
         """First and last page of text[start:end]."""
@@ -46,23 +50,32 @@ class Flow:
 
 
 class Reflow:
-    """Adds line after line to a Flow."""
+    """Builds a Flow line by line."""
 
     def __init__(self, lines: list[str]):
-        self.flow, self.parked = Flow(), []
+        self.pieces: list[str] = []
+        self.length, self.end = 0, ""  # of the text so far: characters, the last few of them
+        self.marks: list[tuple[int, int]] = []
+        self.sections: list[tuple[int, str]] = []
+        self.mended: Counter = Counter()
+        self.parked: list[tuple[str, int]] = []
         self.words = Counter(w.lower() for line in whole_words(lines) for w in word_forms(line))
         self.listed = Vocabulary(lines).list
+
+    def finished(self) -> Flow:
+        self.end_paragraph()
+        return Flow("".join(self.pieces), self.marks, self.sections, self.mended)
 
     @property
     def open(self) -> bool:
         """Whether the text stands inside a sentence."""
-        text = self.flow.text
-        return bool(text) and text[-1] != "\n" and not SENTENCE_END.search(text[-8:])
+        return self.end[-1:] not in ("", "\n") and not SENTENCE_END.search(self.end)
 
     def heading(self, line: str, page: int) -> None:
         self.end_paragraph()
-        self.flow.text = self.flow.text.rstrip("\n ") + "\n\n"
-        self.flow.sections.append((len(self.flow.text), line))
+        if self.length:
+            self._add("\n")
+        self.sections.append((self.length, line))
         self._put(line + "\n\n", page)
 
     def end_paragraph(self) -> None:
@@ -85,32 +98,34 @@ class Reflow:
         self._put(line + "\n", page)
 
     def line(self, line: str, page: int) -> None:
+        """A line of running text, which goes on with the last one."""
         if BULLET.match(line) or (ITEM.match(line) and not self.open):
             self._new_line()
-        text = self.flow.text
-        start = len(text)
-        if text and text[-1] != "\n":
-            # Only the last line can change, so that the offsets of the others stay right.
-            tail = text.rfind("\n") + 1
-            self.flow.text = text[:tail] + self.joined(text[tail:], line, page)
-        else:
-            self.flow.text += line
-        self.flow.marks.append((min(start, len(self.flow.text) - 1), page))
+        between = ""
+        if self.end[-1:] not in ("", "\n"):
+            cut, between = self.seam(self.end, line, page)
+            if cut:
+                self.pieces[-1] = self.pieces[-1][:-1]
+                self.length, self.end = self.length - 1, self.end[:-1]
+        self._put(between + line, page)
         if self.parked and not self.open:
             self.end_paragraph()
 
     def joined(self, before: str, line: str, page: int) -> str:
-        """Two lines as one; a word that was split between them is mended."""
+        cut, between = self.seam(before[-END:], line, page)
+        return (before[:-1] if cut else before) + between + line
+
+    def seam(self, before: str, line: str, page: int) -> tuple[bool, str]:
+        """(whether the last character of the text goes, what stands between it and the line)."""
         head, tail = re.search(r"([^\W\d_]+)-$", before), re.match(r"[^\W\d_]+", line)
         if head and tail and tail[0].islower():
-            if self.is_one_word(head[1], tail[0]):
-                self.flow.mended[page] += 1
-                return before[:-1] + line
-            return before + line
-        if re.search(r"\w[-–—/]$", before) or not before:
-            return before + line
-        both_dense = HAN_OR_KANA.match(before[-1]) and HAN_OR_KANA.match(line[:1])
-        return before + ("" if both_dense else " ") + line
+            mended = self.is_one_word(head[1], tail[0])
+            self.mended[page] += mended
+            return mended, ""
+        if re.search(r"\w[-–—/]$", before):
+            return False, ""
+        dense = HAN_OR_KANA.match(before[-1]) and HAN_OR_KANA.match(line)
+        return False, "" if dense else " "
 
     def is_one_word(self, head: str, tail: str) -> bool:
         """Whether the hyphen at a line's end belongs to the line break and not to the word.
@@ -128,12 +143,17 @@ class Reflow:
         return self.words[word.lower()] > 0 or word.lower() in self.listed
 
     def _new_line(self) -> None:
-        if self.flow.text and self.flow.text[-1] != "\n":
-            self.flow.text += "\n"
+        if self.end[-1:] not in ("", "\n"):
+            self._add("\n")
 
     def _put(self, text: str, page: int) -> None:
-        self.flow.marks.append((len(self.flow.text), page))
-        self.flow.text += text
+        self.marks.append((self.length, page))
+        self._add(text)
+
+    def _add(self, text: str) -> None:
+        self.pieces.append(text)
+        self.length += len(text)
+        self.end = (self.end + text)[-END:]
 
 
 def word_forms(line: str) -> list[str]:
@@ -153,7 +173,7 @@ def reflow(sheets: Sheets) -> Flow:
         # Every block is one line there already.
         for i, (line, page) in enumerate(zip(lines, pages, strict=True)):
             build.heading(headings[i], page) if i in headings else build.block(line, page)
-        return build.flow
+        return build.finished()
     rows = table_lines(lines, headings.keys())
     while i < len(lines):
         line, page, end = lines[i], pages[i], i + 1
@@ -164,7 +184,7 @@ def reflow(sheets: Sheets) -> Flow:
                 build.heading(headings[i], page)
         elif i in rows:
             build.float(line, page)
-        elif is_caption(line) and not LEADS_ON.search(build.flow.text[-10:]):
+        elif is_caption(line) and not LEADS_ON.search(build.end):
             end = caption_end(lines, i, widths[i], build.open, headings.keys() | rows)
             for following in lines[i + 1 : end]:
                 line = build.joined(line, following, page)
@@ -172,8 +192,7 @@ def reflow(sheets: Sheets) -> Flow:
         else:
             build.line(line, page)
         i = end
-    build.end_paragraph()
-    return build.flow
+    return build.finished()
 
 
 def is_caption(line: str) -> bool:

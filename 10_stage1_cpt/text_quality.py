@@ -4,6 +4,7 @@ The thresholds lie far from what sound pages have; tests/test_pdf_quality.py has
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass, fields
 
 LONG = 20  # letters; longer "words" of alphabetic scripts are nearly always glued ones
@@ -15,9 +16,9 @@ UNMAPPED = re.compile(r"\(cid:\d+\)|[\x00-\x08\x0b\x0e-\x1f\x7f-\x9f\ufffd\uffff
 SPACED_OUT = re.compile(r"(?<!\S)(?:[^\W\d_] ){4,}[^\W\d_](?!\S)")
 LEADERS = re.compile(r"(?:\. ?){4,}|[-_=*~]{4,}")
 POINTS = re.compile(r"^[^\w(\ufffd\uffff\ue000-\uf8ff]*$", re.MULTILINE)  # of a scatter plot
-VOWELLESS = re.compile(r"\b[b-df-hj-np-tv-xz]{4,}\b")
-LOWER_WORD = re.compile(r"\b[a-z]{4,}\b")
-FEW_WORDS = 30  # fewer are no sample
+LOWER_WORD = re.compile(r"\b[a-z]{3,}\b")
+FEW_LETTERS = 150  # fewer are no sample
+VOWELS = 0.38  # share of a text's letters, in English; other languages have more or nearly as many
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,26 @@ class Quality:
 
     @property
     def badness(self) -> float:
-        """One number to compare two readings of a page by. Symbols alone prove nothing."""
-        return self.glued + self.unmapped + self.spaced_out + self.vowelless
+        """One number to compare two readings of a page by; the rest is equal in both."""
+        return self.glued + self.unmapped + self.spaced_out
 
 
-LIMITS = Quality(glued=0.20, unmapped=0.10, spaced_out=0.30, symbols=0.55, vowelless=0.30)
+LIMITS = Quality(glued=0.20, unmapped=0.10, spaced_out=0.30, symbols=0.55, vowelless=0.40)
 COMPLAINTS = {
     "glued": f"of its letters are in words of {LONG} letters or more (missing spaces)",
     "unmapped": "of its characters are glyphs without a meaning (font without a character map)",
     "spaced_out": "of its letters stand alone (s p a c e d   o u t)",
     "symbols": "of its characters are neither letters nor digits",
-    "vowelless": "of its words have no vowel (font with a wrong character map)",
+    "vowelless": "of the vowels of any language are missing (font with a wrong character map)",
 }
 
 
 def letters(text: str) -> int:
     return sum(map(str.isalpha, text))
+
+
+def without_accents(text: str) -> str:
+    return "".join(c for c in unicodedata.normalize("NFD", text) if not unicodedata.combining(c))
 
 
 def long_words(text: str) -> list[str]:
@@ -59,18 +64,18 @@ def measure(text: str, unmapped: int = 0) -> Quality:
     """Quality of a page. `unmapped` adds glyphs that are known to have no meaning."""
     text = LEADERS.sub(" ", LINK.sub(" ", POINTS.sub("", text)))
     characters = max(1, sum(not c.isspace() for c in text))
-    words = LOWER_WORD.findall(text)
+    lower = "".join(LOWER_WORD.findall(without_accents(text)))
     meaningless = UNMAPPED.findall(text)
     plain = UNMAPPED.sub("", text)
     alphabetic = max(1, letters(plain))
     solid = [c for c in plain if not c.isspace()]
-    few = len(words) < FEW_WORDS
+    vowels = sum(map(lower.count, "aeiou")) / max(1, len(lower))
     return Quality(
         glued=sum(map(len, LONG_WORD.findall(plain))) / alphabetic,
         unmapped=min(1.0, (len(meaningless) + unmapped) / characters),
         spaced_out=sum(letters(run) for run in SPACED_OUT.findall(plain)) / alphabetic,
         symbols=sum(not c.isalnum() for c in solid) / max(1, len(solid)),
-        vowelless=0.0 if few else len(VOWELLESS.findall(text)) / len(words),
+        vowelless=max(0.0, 1 - vowels / VOWELS) if len(lower) >= FEW_LETTERS else 0.0,
     )
 
 
