@@ -112,12 +112,13 @@ class Sheets:
                 self.left_out[number] = "; ".join(found)
                 lines.clear()
 
-    def change(self, kind: str, rule: Callable[[str], str]) -> None:
+    def change(self, kind: str, rule: Callable[[list[str]], list[str]]) -> None:
+        """Replace the lines of each page by as many others."""
         for p, page in enumerate(self.lines):
-            for i, line in enumerate(page):
-                page[i] = rule(line)
-                if page[i] != line:
-                    self.repairs.append(Repair(self.numbers[p], kind, line, page[i]))
+            self.lines[p] = rule(page)
+            for old, new in zip(page, self.lines[p], strict=True):
+                if old != new:
+                    self.repairs.append(Repair(self.numbers[p], kind, old, new))
 
 
 def runs(indices: list[int]) -> list[list[int]]:
@@ -146,7 +147,7 @@ def clean(pages: list[Page], markdown: bool = False, references: bool = False) -
         sheets.drop("running header or footer", running)
         sheets.drop("page number", page_number_lines(sheets.lines) if running else numbers)
         sheets.drop_by_page("table of contents", contents_lines)
-    sheets.change("glued words", Splitter(sheets.flat()).line)
+    sheets.change("glued words", Splitter(sheets.flat()).lines)
     sheets.drop_unfit()
     if not references:
         sheets.drop_flat("reference list", lambda lines: reference_lines(lines, markdown))

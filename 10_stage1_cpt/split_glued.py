@@ -183,17 +183,28 @@ class Splitter:
     def __init__(self, lines: list[str]):
         self.vocabulary = Vocabulary(lines)
         self.split = functools.cache(lambda word: split_word(word, self.vocabulary))
-        # Capitals inside a word are no evidence: names of classes and functions have them.
-        sure = {w for line in lines for w in self._sure_words(line) if w[1:].islower()}
-        self.damaged = len(sure) >= SURE_WORDS
+        self.seen = Counter(word for line in lines for word in WORD.findall(line))
+        prose = {w for line in lines for w in self._sure_words(line) if self._is_prose(w)}
+        self.damaged = len(prose) >= SURE_WORDS
 
-    def line(self, line: str) -> str:
-        """The line with its spaces put back; the line itself if nothing in it is glued."""
+    def lines(self, lines: list[str]) -> list[str]:
+        """Lines with their spaces put back; what is split between two lines is left alone."""
         if not self.damaged:
-            return line
+            return lines
+        return [self._line(line, lines[i - 1] if i else "") for i, line in enumerate(lines)]
+
+    def _line(self, line: str, before: str) -> str:
         sure = bool(self._sure_words(line)) or bool(SHORT_HEADING.match(line))
-        line = " ".join(self._token(token, sure) for token in line.split(" "))
-        return NUMBERED.sub(lambda m: m[0] + " ", line)
+        head = self._piece(r"^[^\W\d_]+", line) if before.endswith("-") else ""
+        tail = self._piece(r"[^\W\d_]+-$", line)
+        middle = line[len(head) : len(line) - len(tail)]
+        middle = " ".join(self._token(token, sure) for token in middle.split(" "))
+        return NUMBERED.sub(lambda m: m[0] + " ", head + middle + tail)
+
+    def _piece(self, pattern: str, line: str) -> str:
+        """The piece of a split word at an end of the line."""
+        found = re.search(pattern, line)
+        return found[0] if found and not self._is_sure(found[0].rstrip("-")) else ""
 
     def _sure_words(self, line: str) -> list[str]:
         """Words of the line that are glued beyond doubt."""
@@ -205,8 +216,18 @@ class Splitter:
             if self._is_sure(word) and (word[1:].islower() or not CODE.search(token))
         ]
 
+    def _is_term(self, word: str) -> bool:
+        """Whether it is a name of the document's own, such as a command: it stands there again."""
+        return word.islower() and self.seen[word] > 1
+
+    def _is_prose(self, word: str) -> bool:
+        """Whether it is a piece of a sentence. Capitals are no evidence, classes have them too."""
+        parts = [part for part in self.split(word)[1] if self._is_known(part)]
+        joiners = sum(part.lower() in self.vocabulary.joiners for part in parts)
+        return word[1:].islower() and len(parts) > 3 and joiners > 1
+
     def _is_sure(self, word: str) -> bool:
-        if len(word) <= SUSPECT_LETTERS or self.vocabulary.knows(word):
+        if len(word) <= SUSPECT_LETTERS or self.vocabulary.knows(word) or self._is_term(word):
             return False
         _, parts = self.split(word)
         known = [part for part in parts if self._is_known(part)]
@@ -231,7 +252,7 @@ class Splitter:
         if len(names) > 1 and NAMES.search(token):
             token = WORD.sub(lambda m: cut_name(m[0]) if m[0] in names else m[0], token)
             sure_line = True
-        changed = WORD.sub(lambda m: self._word(m[0], sure_line), token)
+        changed = WORD.sub(lambda m: self._word(m[0], sure_line, is_command(m)), token)
         return self._respace(changed) if sure_line else changed
 
     def _is_name(self, word: str) -> bool:
@@ -245,11 +266,13 @@ class Splitter:
             and all(part.istitle() and len(part) < LONG_NAME for part in parts[1:])
         )
 
-    def _word(self, word: str, sure_line: bool) -> str:
-        if len(word) < 4 or self.vocabulary.knows(word):
+    def _word(self, word: str, sure_line: bool, command: bool) -> str:
+        if len(word) < 4 or self.vocabulary.knows(word) or (command and not self._is_prose(word)):
             return word
         score, parts = self.split(word)
-        if self._is_sure(word) or self._are_pairs(parts):
+        if self._is_term(word) and not sure_line:
+            cut = False
+        elif self._is_sure(word) or self._are_pairs(parts):
             cut = True
         elif self.vocabulary.exact[word]:
             cut = False  # it stands in a sound line
@@ -290,6 +313,11 @@ class Splitter:
     def _before_number(self, word: re.Match) -> str:
         known = self.vocabulary.knows(word[0]) and not word[0].isupper()
         return word[0] + " " if known else word[0]
+
+
+def is_command(word: re.Match) -> bool:
+    """Whether the word stands behind a backslash, as TeX's commands do."""
+    return word.string[word.start() - 1 : word.start()] == "\\"
 
 
 def cut_name(word: str) -> str:
