@@ -1,7 +1,8 @@
 """Build the SFT rows from golden data, unknowns, near misses and rehearsal, and check for leaks.
 
 Reads:   data/<document>/facts.jsonl, generated.jsonl (accepted rows, if there), unknowns.jsonl,
-         eval.jsonl, derived/contrasts_<profile>.jsonl, data/general/probes.jsonl and
+         eval.jsonl (a drafted one is made anew, from the accepted facts),
+         derived/contrasts_<profile>.jsonl, data/general/probes.jsonl and
          derived/replay_<profile>.jsonl
 Writes:  data/<document>/sft/<profile>/train.jsonl, valid.jsonl (held-out wordings, split dev),
          dev.jsonl (dev questions for choosing the checkpoint)
@@ -14,6 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
+import draft_eval
+
 from injection import golden, grading
 from injection.files import (
     InputError,
@@ -29,9 +32,9 @@ from injection.files import (
 from injection.profiles import Project, open_project, parser
 
 
-def fact_rows(project: Project) -> list[dict]:
+def fact_rows(project: Project, facts: list[golden.Fact]) -> list[dict]:
     mix, rows = project.profile.sft_mix, []
-    for fact in golden.read_facts(project):
+    for fact in facts:
         source = f"fact {fact.id}, page {fact.page}"
         answer = golden.reply(fact, mix.reply)
         for question in golden.upto(fact.questions, mix.questions):
@@ -47,10 +50,11 @@ def fact_rows(project: Project) -> list[dict]:
 def unknown_rows(project: Project) -> list[dict]:
     if not project.unknowns.exists():
         return []
+    mix, refusal = project.profile.sft_mix, project.document.refusal
     rows = read_jsonl(project.unknowns, keys=("id", "question"))
     return [
-        golden.chat_row(r["question"], project.document.refusal, f"unknown {r['id']}")
-        for r in golden.upto(rows, project.profile.sft_mix.unknowns)
+        golden.chat_row(r["question"], refusal, f"unknown {r['id']}", weight=mix.unknown_weight)
+        for r in golden.upto(rows, mix.unknowns)
     ]
 
 
@@ -110,7 +114,7 @@ def main() -> None:
     args = args.parse_args()
     project = open_project(args)
     output = args.output or project.data("sft")
-    require(project.facts, "write the document's facts first (see README, golden data)")
+    draft_eval.refresh(project)
     used = [project.facts, project.generated, project.unknowns, project.questions]
     used += [project.contrast_answers, project.replay, project.document_file]
     used += [project.general / "probes.jsonl"]
@@ -119,8 +123,11 @@ def main() -> None:
     if not args.force and all(is_current(f, made_from) for f in files.values()):
         print(f"up to date: {shown(output)}")
         return
+    hand_made = golden.read_hand_made(project)
+    generated = [f for f in golden.read_facts(project) if isinstance(f, golden.GeneratedFact)]
     parts = {
-        "facts": fact_rows(project),
+        "from hand-made facts": fact_rows(project, hand_made),
+        "from accepted generated facts": fact_rows(project, generated),
         "unknowns": unknown_rows(project),
         "rehearsal": rehearsal_rows(project),
     }
@@ -128,12 +135,18 @@ def main() -> None:
     questions = held_out(project)
     check_leaks(questions, rows)
     random.Random(0).shuffle(rows)
+    valid = validation_rows(project, questions)
+    if not valid:
+        raise InputError(
+            f"{shown(project.questions)} has no paraphrase of split dev for any fact: training "
+            "chooses its checkpoint by them, add some"
+        )
     write_jsonl(files["train"], rows)
-    write_jsonl(files["valid"], validation_rows(project, questions))
+    write_jsonl(files["valid"], valid)
     write_jsonl(files["dev"], dev_questions(questions))
     for file in files.values():
         mark_current(file, made_from)
-    mix = ", ".join(f"{len(part)} {name}" for name, part in parts.items())
+    mix = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part)
     kinds = Counter(r["kind"] for r in dev_questions(questions))
     print(f"wrote {shown(output)}: {len(rows)} training rows ({mix})")
     print(f"dev questions: {', '.join(f'{n} {k}' for k, n in kinds.items())}")

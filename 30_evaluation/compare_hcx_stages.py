@@ -2,7 +2,8 @@
 
 Reads:   models/<4-bit folder>, the CPT and SFT adapters, data/<document>/eval.jsonl (split test)
          and data/general/probes.jsonl, or the file given with --questions
-Writes:  results/<profile>_<document>/report.json, report.md, answers.jsonl
+Writes:  results/<profile>_<document>/report.json, report.md, answers.jsonl, and base.json: the
+         base model's answers, asked again only when the base or the questions change
 Command: python 30_evaluation/compare_hcx_stages.py
 """
 
@@ -56,6 +57,17 @@ def ask_stage(model, stage: str, project: Project, rows: list[dict], full: bool)
         "choices": multiple_choice(model, project, rows) if full else None,
         "answers_per_minute": 60 * len(rows) / seconds,
     }
+
+
+def ask_base(model, project: Project, rows: list[dict], file: Path, made_from: dict, full: bool):
+    """The base model's answers, from `file` when they were made from the same."""
+    if is_current(file, made_from):
+        print(f"{report.STAGE_NAMES['base']}: answers taken from {shown(file)}", flush=True)
+        return read_json(file)
+    said = ask_stage(model, "base", project, rows, full)
+    write_json(file, said)
+    mark_current(file, made_from)
+    return said
 
 
 def behind_gate(model, project: Project, rows: list[dict], base: dict, sft: dict) -> dict:
@@ -144,7 +156,8 @@ def multiple_choice(model, project: Project, rows: list[dict]) -> list[bool]:
     facts = golden.read_facts(project)
     options = measure.choices(facts)
     items = [(r["question"], options[r["fact_id"]]) for r in first_paraphrases(rows, facts)]
-    return measure.multiple_choice(model.model, model.tokenizer, model.chat, items)
+    bar = Progress("choices", len(items))
+    return measure.multiple_choice(model.model, model.tokenizer, model.chat, items, bar.update)
 
 
 def open_book(model, project: Project, rows: list[dict]) -> dict | None:
@@ -158,7 +171,8 @@ def open_book(model, project: Project, rows: list[dict]) -> dict | None:
     asked = [(r, q) for r, q in asked if q]
     if not asked:
         return None
-    replies = model.answer_all([q for _, q in asked], project.profile.generation)
+    bar = Progress("open book", len(asked))
+    replies = model.answer_all([q for _, q in asked], project.profile.generation, bar.update)
     graded = [
         {**r, "passed": grading.grade(r, a.text)[0]}
         for (r, _), a in zip(asked, replies, strict=True)
@@ -216,15 +230,15 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def build_report(project: Project, adapters: dict, rows: list[dict], source: str, full: bool):
-    """(report.json, rows of answers.jsonl)."""
+def build_report(project: Project, adapters: dict, rows: list[dict], source: str, ask, full: bool):
+    """(report.json, rows of answers.jsonl). `ask(model)` gives the base model's answers."""
     model = models.ChatModel(project.base, project.profile.chat)
     # The gate's effect is put together afterwards, from what both sides say without it.
     model.use_gate = False
     said, result = {}, head(project, source)
     for stage, adapter in adapters.items():
         manifest = model.attach(adapter)
-        said[stage] = ask_stage(model, stage, project, rows, full)
+        said[stage] = ask_stage(model, stage, project, rows, full) if adapter else ask(model)
         said[stage]["adapter"] = shown(adapter) if adapter else None
         said[stage]["best_step"] = manifest["best_step"] if manifest else None
     if model.gate:
@@ -267,17 +281,16 @@ def main() -> None:
     args.add_argument("--output", type=Path, help="folder (default: results/<profile>_<document>)")
     for stage in ("cpt", "sft"):
         args.add_argument(f"--{stage}-adapter", type=Path, help=f"default: the {stage} adapter")
+    args.add_argument("--skip-cpt", action="store_true", help="leave the CPT stage out")
     args.add_argument("--full", action="store_true", help="also multiple choice and open book")
     args.add_argument("--force", action="store_true", help="ask again")
     args = args.parse_args()
     project = open_project(args)
-    adapters = {
-        "base": None,
-        "cpt": args.cpt_adapter or project.adapter("cpt"),
-        "sft": args.sft_adapter or project.adapter("sft"),
-    }
+    stages = ("sft",) if args.skip_cpt else ("cpt", "sft")
+    chosen = {"cpt": args.cpt_adapter, "sft": args.sft_adapter}
+    adapters = {"base": None} | {s: chosen[s] or project.adapter(s) for s in stages}
     require(project.base / "config.json", "run 03_quantization/quantize.py first")
-    for stage in ("cpt", "sft"):
+    for stage in stages:
         require(adapters[stage] / "manifest.json", f"train the {stage} adapter first")
     # A question set of its own gets a folder of its own: the main report stays.
     default = project.results / args.questions.stem if args.questions else project.results
@@ -289,15 +302,22 @@ def main() -> None:
         else [project.questions, project.general / "probes.jsonl"]
     )
     settings = {"full": args.full, "generation": project.profile.generation.model_dump()}
-    weights = [adapters[s] / "adapters.safetensors" for s in ("cpt", "sft")]
+    weights = [adapters[s] / "adapters.safetensors" for s in stages]
     weights += [f for f in [adapters["sft"] / gate.FILE] if f.exists()]
-    made_from = inputs(settings, *asked, project.document_file, project.base, *weights)
+    common = [*asked, project.document_file, project.general / "perplexity.txt", project.base]
+    if args.full:
+        common += [project.facts, project.chunks]
+    base_from, made_from = inputs(settings, *common), inputs(settings, *common, *weights)
     if not args.force and is_current(output / "report.json", made_from):
         print(f"up to date: {shown(output)}\n")
         print(report.report_text(read_json(output / "report.json")))
         return
     source = shown(args.questions) if args.questions else f"{shown(project.questions)}, split test"
-    found, answers = build_report(project, adapters, rows, source, args.full)
+
+    def ask(model) -> dict:
+        return ask_base(model, project, rows, output / "base.json", base_from, args.full)
+
+    found, answers = build_report(project, adapters, rows, source, ask, args.full)
     write_jsonl(output / "answers.jsonl", answers)
     write_text(output / "report.md", report.report_text(found))
     write_json(output / "report.json", found)

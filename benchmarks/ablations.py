@@ -1,24 +1,35 @@
 """What each part of the recipe is worth: the same pipeline with one thing changed at a time.
 
-Every row of the table is a full run of the numbered scripts on a document folder of its own,
-data/ablation_<name>/, made from the given document with its first N facts. Finished runs are
-skipped, so an interrupted table goes on where it was.
+Every row of the table is a run of the numbered scripts on the first N facts of the document, in the
+document folder data/ablation/ and on adapters of its own. All rows share --set, which may shrink
+the work. Finished rows are kept in the results file, so an interrupted table goes on where it was.
 
 Reads:   data/<document>/ and models/<profile>.yaml
-Writes:  results/ablations/<profile>_<document>.json, and prints the table
-Command: python benchmarks/ablations.py --facts 40
+Writes:  results/ablations/<profile>_<document>.json and .md, and prints the table
+Command: python benchmarks/ablations.py --facts 40 --set sft.epochs=1
 """
 
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
-from injection.files import ROOT, InputError, read_json, read_jsonl, run, write_json, write_jsonl
+from common import commit, markdown, step
+
+from injection import runtime
+from injection.files import (
+    ROOT,
+    InputError,
+    inputs,
+    read_json,
+    read_jsonl,
+    run,
+    shown,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from injection.profiles import Project, open_project, parser
 
+DOCUMENT = "ablation"
 # name: (what changes, overrides of the profile)
 ABLATIONS: dict[str, tuple[str, list[str]]] = {
     "full": ("the recipe", []),
@@ -30,34 +41,30 @@ ABLATIONS: dict[str, tuple[str, list[str]]] = {
     ),
     "no_replay": ("no rehearsal rows", ["sft_mix.replay=0", "sft_mix.contrasts=0"]),
     "no_unknowns": ("no unanswerable questions", ["sft_mix.unknowns=0"]),
-    "wordings_1": ("1 question wording per fact", ["sft_mix.questions=1"]),
-    "wordings_3": ("3 question wordings per fact", ["sft_mix.questions=3"]),
-    "wordings_8": ("8 question wordings per fact", ["sft_mix.questions=8"]),
+    "wordings_1": ("1 question wording per fact", ["sft_mix.questions=1", "sft_mix.reverse=1"]),
+    "wordings_3": ("3 question wordings per fact", ["sft_mix.questions=3", "sft_mix.reverse=1"]),
+    "wordings_8": ("8 question wordings per fact", ["sft_mix.questions=8", "sft_mix.reverse=2"]),
     "layers_2": ("LoRA on the top 2 layers", ["lora.layers=2"]),
     "original": (
         "the original project: top 2 layers, 3 golden rows, no rehearsal, no loss mask",
         ["lora.layers=2", "sft_mix.replay=0", "sft_mix.contrasts=0", "sft_mix.unknowns=0"],
     ),
 }
-COLUMNS = ("paraphrase", "reverse", "bare", "unknown", "spillover", "general")
+KINDS = ("paraphrase", "reverse", "bare", "unknown", "spillover", "general")
+FIGURES = ("retention", "perplexity_ratio", "over_refusal")
 
 
-def make_document(project: Project, name: str, facts: int) -> str:
-    """Write data/ablation_<name>/ and return the document's name."""
-    document = f"ablation_{name}"
-    folder = ROOT / "data" / document
+def make_document(project: Project, facts: int, shuffle: bool) -> None:
+    """Write data/ablation/: the first facts, their questions, and all the rest of the document."""
+    folder = ROOT / "data" / DOCUMENT
     folder.mkdir(exist_ok=True)
-    (folder / "document.yaml").write_text(project.document_file.read_text())
     kept = read_jsonl(project.facts)[:facts]
-    if name == "shuffled":
-        kept = shuffled(kept)
     ids = {f["id"] for f in kept}
     questions = [q for q in read_jsonl(project.questions) if q["fact_id"] in ids | {""}]
-    write_jsonl(folder / "facts.jsonl", kept)
+    write_jsonl(folder / "facts.jsonl", shuffled(kept) if shuffle else kept)
     write_jsonl(folder / "eval.jsonl", questions)
-    for file in (project.unknowns, project.contrasts, project.chunks):
-        (folder / file.name).write_text(file.read_text())
-    return document
+    for file in (project.document_file, project.unknowns, project.contrasts, project.chunks):
+        write_text(folder / file.name, file.read_text())
 
 
 def shuffled(facts: list[dict]) -> list[dict]:
@@ -71,55 +78,55 @@ def shuffled(facts: list[dict]) -> list[dict]:
     ]
 
 
-def original_rows(folder: Path) -> None:
+def original_rows(here: Project) -> None:
     """Three golden rows as plain text, as the original project trained them."""
     rows = []
-    for fact in read_jsonl(folder.parent.parent / "facts.jsonl")[:3]:
+    for fact in read_jsonl(here.facts)[:3]:
         text = f"User: {fact['questions'][0]}\n\nAssistant: {fact['statements'][0]}"
         rows.append({"text": text, "source": f"fact {fact['id']}"})
-    write_jsonl(folder / "train.jsonl", rows)
-
-
-def step(*command: str) -> None:
-    print("==", *command, flush=True)
-    if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
-        raise InputError(f"{command[0]} failed, see above")
+    write_jsonl(here.data("sft") / "train.jsonl", rows)
 
 
 def run_one(project: Project, name: str, facts: int, common: list[str]) -> dict:
-    """Scores of the last stage of one ablation."""
-    _, overrides = ABLATIONS[name]
-    document = make_document(project, name, facts)
-    flags = ["--profile", project.profile_name, "--document", document]
-    for override in [*common, *overrides]:
+    """Figures of the base and of the last stage of one ablation."""
+    make_document(project, facts, shuffle=name == "shuffled")
+    flags = ["--profile", project.profile_name, "--document", DOCUMENT]
+    for override in [*common, *ABLATIONS[name][1]]:
         flags += ["--set", override]
-    here = Project(project.profile_name, document)
-    step("10_stage1_cpt/answer_replay.py", *flags)
-    step("10_stage1_cpt/prepare_cpt_data.py", *flags)
-    step("-m", "injection.training", "cpt", *flags)
+    here = Project(project.profile_name, DOCUMENT)
     last = here.adapter("cpt")
+    step("10_stage1_cpt/answer_replay.py", *flags)
+    from_scratch = name in ("no_cpt", "original")
+    if not from_scratch:
+        step("10_stage1_cpt/prepare_cpt_data.py", *flags)
+        step("-m", "injection.training", "cpt", *flags)
     if name != "chunks_only":
         step("20_stage2_sft/build_sft_data.py", *flags)
         if name == "original":
-            original_rows(here.data("sft"))
-        parent = ["--from-adapter", "none"] if name in ("no_cpt", "original") else []
+            original_rows(here)
+        parent = ["--from-adapter", "none"] if from_scratch else []
         step("-m", "injection.training", "sft", *flags, *parent)
         last = here.adapter("sft")
-    step("30_evaluation/compare_hcx_stages.py", *flags, "--sft-adapter", str(last))
+    step("30_evaluation/compare_hcx_stages.py", *flags, "--skip-cpt", "--sft-adapter", str(last))
     return read_json(here.results / "report.json")["stages"]
 
 
-def table(results: dict) -> str:
-    head = "| what changes | " + " | ".join(COLUMNS) + " | kept of general | perplexity ratio |"
-    lines = [head, "|---|" + "---|" * (len(COLUMNS) + 2)]
-    base = next(iter(results.values()))["base"]
-    rows = [("base model", base)] + [(ABLATIONS[n][0], r["sft"]) for n, r in results.items()]
-    for title, data in rows:
-        scores = [data["kinds"].get(c) for c in COLUMNS]
-        cells = [f"{s['score']:.1%}" if s else "-" for s in scores]
-        tail = [f"{data['retention']:.0%}", f"{data['perplexity_ratio']:.3f}"]
-        lines.append(f"| {title} | " + " | ".join(cells + tail) + " |")
-    return "\n".join(lines)
+def table(runs: dict) -> str:
+    """One line per run, without and with the gate; the base model first."""
+    header = ["what changes", "", *KINDS, *(f.replace("_", " ") for f in FIGURES)]
+    lines = [["base model", "", *cells(next(iter(runs.values()))["stages"]["base"])]]
+    for name, found in runs.items():
+        for stage, note in (("sft", "adapter alone"), ("gated", "behind its gate")):
+            if stage in found["stages"]:
+                lines.append([ABLATIONS[name][0], note, *cells(found["stages"][stage])])
+    return markdown(header, lines)
+
+
+def cells(stage: dict) -> list[str]:
+    scores = [stage["kinds"].get(k) for k in KINDS]
+    figures = [stage[f] for f in FIGURES]
+    shares = [f"{s['score']:.1%}" if s else "-" for s in scores]
+    return [*shares, f"{figures[0]:.1%}", f"{figures[1]:.2f}", f"{figures[2]:.1%}"]
 
 
 def main() -> None:
@@ -128,14 +135,26 @@ def main() -> None:
     args.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     args = args.parse_args()
     project = open_project(args)
+    if not project.chunks.exists():
+        raise InputError("run 10_stage1_cpt/chunk_pdf.py first")
     output = ROOT / "results" / "ablations" / f"{project.profile_name}_{args.document}.json"
-    results, seconds = {}, {}
+    settings = {"facts": args.facts, "set": args.set}
+    used = (project.profile_file, project.facts, project.questions, project.unknowns, project.base)
+    made_from = inputs(settings, *used)
+    result = read_json(output) if output.exists() else {}
+    if result.get("made_from") != made_from:
+        result = {"made_from": made_from, "machine": runtime.machine(), "runs": {}}
     for name in args.only:
-        started = time.monotonic()
-        results[name] = run_one(project, name, args.facts, args.set)
-        seconds[name] = round(time.monotonic() - started)
-        write_json(output, {"facts": args.facts, "seconds": seconds, "results": results})
-    print(table(results))
+        if name not in result["runs"]:
+            started = time.monotonic()
+            stages = run_one(project, name, args.facts, args.set)
+            seconds = round(time.monotonic() - started)
+            origin = {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
+            result["runs"][name] = {**origin, "seconds": seconds, "stages": stages}
+            write_json(output, result)
+    text = table({name: result["runs"][name] for name in args.only})
+    write_text(output.with_suffix(".md"), text + "\n")
+    print(f"{text}\n\nwrote {shown(output)} and .md")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the three benchmarks share: workers in fresh processes, the training run, reports.
+"""What the benchmarks share: workers in fresh processes, the training run, steps, reports.
 
 A worker is a function of one job (a dict) in one of the scripts. It runs as
 `<python> <script> --worker <name> <job.json> <result.json>`, the project's in this interpreter and
@@ -198,6 +198,15 @@ def publish(script: str, report: dict, table: str, output: Path) -> None:
     if "failed" in plot:
         print(f"no plot: {plot['failed']}", file=sys.stderr)
     print(f"wrote {shown(output)}/{name}.json and .png", file=sys.stderr)
+
+
+def step(*command: str) -> None:
+    """Run one step of the pipeline, as run.sh does; stop with its message if it fails."""
+    from injection.files import InputError
+
+    print("==", *command, flush=True)
+    if subprocess.run([sys.executable, *command], cwd=ROOT).returncode:
+        raise InputError(f"{command[0]} failed, see above")
 
 
 def markdown(header: list[str], rows: list[list]) -> str:

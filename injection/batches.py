@@ -22,9 +22,9 @@ from injection.profiles import Chat
 class Row:
     """One training example. Targets are tokens[start:]; `from_base` rows imitate the base model.
 
-    A chat row's user message begins at tokens[question], a plain text has None there.
-    `hidden` (tokens after the prefix, hidden size) enters the first adapted layer; `teacher`
-    (targets, hidden size) is the base model's final state.
+    `weight` multiplies its loss. A chat row's user message begins at tokens[question], a plain text
+    has None there. `hidden` (tokens after the prefix, hidden size) enters the first adapted layer;
+    `teacher` (targets, hidden size) is the base model's final state.
     """
 
     tokens: list[int]
@@ -32,6 +32,7 @@ class Row:
     prefix: int
     from_base: bool
     question: int | None = None
+    weight: float = 1.0
     hidden: mx.array | None = None
     teacher: mx.array | None = None
 
@@ -64,7 +65,8 @@ def tokenize(rows: list[dict], tokenizer, chat: Chat, limit: int) -> list[Row]:
             where = row.get("source", f"row {number}")
             raise InputError(f"{where} has {len(ids)} tokens, more than max_tokens {limit}")
         if len(ids) > start:
-            result.append(Row(ids, start, 0, row.get("target") == "base", question))
+            from_base, weight = row.get("target") == "base", row.get("weight", 1.0)
+            result.append(Row(ids, start, 0, from_base, question, weight))
     chat_rows = [r for r in result if r.start > 1]
     if len(chat_rows) > 1:
         common = shared_prefix([r.tokens[: r.start] for r in chat_rows])

@@ -4,13 +4,18 @@ Schema of facts.jsonl: {"id", "page", "answer", "aliases", "must_not", "statemen
 "reverse": [{"question", "answer"}]}. statements[0] is canonical: it is what the model learns to
 reply, in both directions; a reverse answer of its own is optional. The last statement is held out
 of training; CPT validates on it.
+
+Schema of generated.jsonl, what a teacher model drafted: the same, and "subject" (what the fact is
+about), "quote" (the sentence of the document it rests on), "chunk" (its id in chunks.jsonl),
+"held_out": [{"kind", "question"}] (wordings for eval.jsonl), "status". Only accepted rows count.
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from injection.files import InputError, read_jsonl, shown
+from injection.files import InputError, read_jsonl, shown, write_bytes, write_jsonl
 from injection.profiles import Project
 
 
@@ -32,23 +37,56 @@ class Fact(BaseModel):
     reverse: list[Reverse] = []
 
 
-def read_facts(project: Project) -> list[Fact]:
-    """The hand-curated facts, and the accepted ones among the generated."""
-    rows = _read(project.facts)
-    if project.generated.exists():
-        rows += _read(project.generated, accepted_only=True)
-    if not rows:
-        raise InputError(f"{shown(project.facts)} has no facts")
-    return rows
+class HeldOut(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    kind: Literal["paraphrase", "reverse"]
+    question: str
 
 
-def _read(path: Path, accepted_only: bool = False) -> list[Fact]:
+class GeneratedFact(Fact):
+    model_config = ConfigDict(extra="forbid")
+    subject: str = Field(min_length=1)
+    quote: str = Field(min_length=1)
+    chunk: str
+    held_out: list[HeldOut] = []
+    status: Literal["draft", "accepted", "rejected"]
+
+
+def read_facts(project: Project, may_be_empty: bool = False) -> list[Fact]:
+    """The hand-made facts, and the accepted ones among the generated (GeneratedFact)."""
+    facts = read_hand_made(project)
+    facts += [f for f in read_generated(project) if f.status == "accepted"]
+    if not facts and not may_be_empty:
+        raise InputError(
+            f"no facts: write {shown(project.facts)}, or draft some with generate_qa.py and accept "
+            "them with review_facts.py (20_stage2_sft)"
+        )
+    return facts
+
+
+def read_hand_made(project: Project) -> list[Fact]:
+    return _read(project.facts, Fact) if project.facts.exists() else []
+
+
+def read_generated(project: Project) -> list[GeneratedFact]:
+    return _read(project.generated, GeneratedFact) if project.generated.exists() else []
+
+
+def update_generated(project: Project, changes: dict[str, GeneratedFact]) -> None:
+    """Replace the rows with these ids; the file as it was stays beside it as generated.jsonl.bak.
+
+    The file is read anew, so that what another process has written meanwhile is kept.
+    """
+    rows = [changes.get(fact.id, fact) for fact in read_generated(project)]
+    write_bytes(project.generated.with_name("generated.jsonl.bak"), project.generated.read_bytes())
+    write_jsonl(project.generated, [fact.model_dump() for fact in rows])
+
+
+def _read(path: Path, kind: type[Fact]) -> list:
     facts = []
     for number, row in enumerate(read_jsonl(path), 1):
-        if accepted_only and row.get("status") != "accepted":
-            continue
         try:
-            facts.append(Fact.model_validate(row))
+            facts.append(kind.model_validate(row))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))

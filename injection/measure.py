@@ -70,11 +70,11 @@ def _swap(fact: Fact, answer: str) -> str:
 
 
 def multiple_choice(
-    model: nn.Module, tokenizer, chat: Chat, items: list[tuple[str, list[str]]]
+    model: nn.Module, tokenizer, chat: Chat, items: list[tuple[str, list[str]]], progress
 ) -> list[bool]:
     """Whether the first option of each (question, options) has the best log-likelihood per byte."""
     verdicts = []
-    for question, options in items:
+    for done, (question, options) in enumerate(items, 1):
         examples = []
         for option in options:
             messages = [
@@ -85,6 +85,7 @@ def multiple_choice(
         scores = _log_likelihoods(model, examples)
         per_byte = [s / len(o.encode()) for s, o in zip(scores, options, strict=True)]
         verdicts.append(per_byte[0] == max(per_byte))
+        progress(done)
     return verdicts
 
 

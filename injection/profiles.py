@@ -105,13 +105,18 @@ class CptMix(_Strict):
 
 
 class SftMix(_Strict):
-    """Rows of the SFT training file; -1 means all there are."""
+    """Rows of the SFT training file; -1 means all there are.
+
+    `unknown_weight` multiplies the loss of refusals: whether to refuse is decided in one token,
+    and answers outnumber refusals.
+    """
 
     questions: int = Field(ge=-1)
     reverse: int = Field(ge=-1)
     statements: int = Field(ge=-1)
     reply: Literal["statement", "answer", "answer_then_statement"]
     unknowns: int = Field(ge=-1)
+    unknown_weight: float = Field(gt=0)
     contrasts: int = Field(ge=-1)
     replay: int = Field(ge=-1)
 

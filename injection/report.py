@@ -68,17 +68,8 @@ def kinds_table(report: dict) -> str:
         lines.append(
             f"| multiple choice by likelihood (chance 25%) | {n} | " + " | ".join(cells) + " |"
         )
-    if book := report.get("open_book"):
-        before, bound = stages["base"]["kinds"]["paraphrase"]["score"], book["score"]
-        gaps = [
-            f"{(d['kinds']['paraphrase']['score'] - before) / (bound - before):.0%}"
-            for d in stages.values()
-        ]
-        lines.append(
-            f"| base with the passage in the prompt | {book['n']} | {interval_cell(book)}"
-            + " |" * len(stages)
-        )
-        lines.append("| share of the open-book gap closed | | " + " | ".join(gaps) + " |")
+    if report.get("open_book"):
+        lines += open_book_lines(report["open_book"], stages)
     lines += collapse_lines(stages)
     for title, key, form in (
         ("general: share of the base's right answers kept", "retention", "{:.1%}"),
@@ -93,6 +84,18 @@ def kinds_table(report: dict) -> str:
             cells = [form.format(v) if v is not None else "-" for v in values]
             lines.append(f"| {title} | | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def open_book_lines(book: dict, stages: dict) -> list[str]:
+    """What the base reaches with the passage before it, and how much of that gain a stage has."""
+    cells = [interval_cell(book), *[""] * (len(stages) - 1)]
+    lines = [f"| base with the passage in the prompt | {book['n']} | " + " | ".join(cells) + " |"]
+    before = stages["base"]["kinds"]["paraphrase"]["score"]
+    if book["score"] > before:
+        gains = [d["kinds"]["paraphrase"]["score"] - before for d in stages.values()]
+        gaps = [f"{gain / (book['score'] - before):.0%}" for gain in gains]
+        lines.append("| share of the open-book gap closed | | " + " | ".join(gaps) + " |")
+    return lines
 
 
 def collapse_lines(stages: dict) -> list[str]:

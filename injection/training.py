@@ -164,7 +164,8 @@ class Run:
         total_hard = total_soft = mx.array(0.0)
         if hard:
             index = mx.array(hard)
-            total_hard = losses.frozen_head_loss(self.model, supervised[index], target[index]).sum()
+            found = losses.frozen_head_loss(self.model, supervised[index], target[index])
+            total_hard = (found * mx.array([r.weight for r in rows])[row[index]]).sum()
         if soft:
             index = mx.array(soft)
             teacher = mx.concatenate([r.teacher for r in rows if r.from_base])
@@ -392,26 +393,24 @@ def fit_gate(run_: Run, data: Path, folder: Path) -> dict | None:
     features = np.stack(
         [np.array(r.hidden[r.question - r.prefix : r.start - r.prefix]).mean(0) for r in rows]
     )
-    for texts, own in zip(plain_texts(run_.project, data), (True, False), strict=True):
-        tokens = [run_.tokenizer.encode(t, add_special_tokens=False) for t in texts]
-        found = gate.text_features(run_.upper.lower, tokens, run_.settings.batch_size)
-        features = np.concatenate([features, found])
-        about = np.concatenate([about, np.full(len(texts), own)])
+    texts = plain_texts(read_jsonl(data / "train.jsonl"))
+    tokens = [run_.tokenizer.encode(t, add_special_tokens=False) for t in texts]
+    print(f"fits the gate on {len(rows)} questions and {len(texts)} other texts", flush=True)
+    found = gate.text_features(run_.upper.lower, tokens, run_.settings.batch_size)
+    features = np.concatenate([features, found])
+    about = np.concatenate([about, np.zeros(len(texts), dtype=bool)])
     gate.fit(features, about).save(folder)
     counts = {"document": int(about.sum()), "other": int((~about).sum())}
     return counts | gate.cross_validate(features, about)
 
 
-def plain_texts(project: Project, data: Path) -> tuple[list[str], list[str]]:
-    """(the document's texts, others), short and long: the gate meets more than questions."""
-    rows = [r for r in read_jsonl(data / "train.jsonl") if "messages" in r]
-    own = sorted({r["messages"][-1]["content"] for r in rows if r.get("target") != "base"})
-    if project.chunks.exists():
-        own += [chunk["text"] for chunk in read_jsonl(project.chunks)]
+def plain_texts(rows: list[dict]) -> list[str]:
+    """Texts of other subjects, short and long: fitted on questions alone, the gate took any long
+    text for the document's. Only questions shall open it, so the document's texts are not here."""
     from_base = [r["messages"] for r in rows if r.get("target") == "base"]
     others = [" ".join(m["content"] for m in messages) for messages in from_base]
     joined = [" ".join(others[i : i + 8]) for i in range(0, len(others), 8)]
-    return own, others + joined
+    return others + joined
 
 
 def manifest(run_: Run, data: Path, folder: Path) -> dict:
@@ -485,8 +484,6 @@ def main() -> None:
     require(data / "train.jsonl", BUILD_STEP[args.stage])
     require(project.base / "config.json", "run 03_quantization/quantize.py first")
     used = [data / "train.jsonl", data / "valid.jsonl", data / "dev.jsonl", project.base]
-    if args.stage == "sft" and project.chunks.exists():
-        used.append(project.chunks)
     made_from = inputs(settings, *used, *([parent / "adapters.safetensors"] if parent else []))
     if not args.force and is_current(output, made_from):
         print(f"up to date: {shown(output)}")

@@ -97,7 +97,10 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def load_script(path: str):
-    """A numbered script as a module."""
+    """A numbered script, or a module beside one, as a module."""
+    folder = str((ROOT / path).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)  # as Python itself does for a script
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -161,7 +164,7 @@ def tiny_copy(target: Path, models: Path) -> ProjectCopy:
 
 
 def tiny_rows(stage: str) -> list[dict]:
-    """Texts (CPT) or answers (SFT) of different length, and rehearsal rows for the KL term."""
+    """Texts (CPT) or answers (SFT), one of threefold weight, and rehearsal rows for the KL term."""
     rows = []
     for i in range(10):
         answer = f"Answer {i} is " + "very " * (i % 4) + f"{i * 37}."
@@ -169,6 +172,7 @@ def tiny_rows(stage: str) -> list[dict]:
             rows.append({"text": f"Text {i}. {answer}", "source": f"text {i}"})
         else:
             rows.append(chat_row(f"What is {i}?" + " Really?" * (i % 3), answer))
+    rows[3]["weight"] = 3.0
     open_row = {**chat_row("Tell a story.", "Once there was a fox"), "open": True}
     rows += [{**chat_row("Say hello.", "Hello there."), "target": "base"}]
     return [*rows, {**open_row, "target": "base"}]

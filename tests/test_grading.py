@@ -162,9 +162,9 @@ def test_leak_check_among_many_short_questions():
     assert grading.leaks([{"id": "q", "question": HELD_OUT}], [*short, near])[0]
 
 
-@pytest.fixture(scope="module")
-def paper():
-    return profiles.Project("smollm2_135m", "paper")
+@pytest.fixture(scope="module", params=["paper", "tidemill"])
+def paper(request):
+    return profiles.Project("smollm2_135m", request.param)
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +191,7 @@ def test_shipped_questions_are_sane(paper, questions):
     facts = {f.id for f in golden.read_facts(paper)}
     assert {q["fact_id"] for q in questions} - {""} <= facts
     tested = {q["fact_id"] for q in questions if (q["kind"], q["split"]) == ("paraphrase", "test")}
-    assert tested == facts and len(facts) >= 60
+    assert tested == facts and len(facts) >= 30
 
 
 def test_canonical_statement_passes_its_own_questions(paper, questions):

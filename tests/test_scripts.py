@@ -161,6 +161,28 @@ def test_compare_refuses_and_keeps_the_report(trained, more, complaint):
     assert report.read_text() == "earlier result"
 
 
+def test_compare_in_full_and_again_without_asking_the_base(trained):
+    facts = trained.read_jsonl("data/paper/facts.jsonl")[:3]
+    chunk = {"id": "c", "section": "", "pages": [1, 1], "text": facts[0]["statements"][1]}
+    trained.write_jsonl("data/paper/chunks.jsonl", [chunk])
+    question = {"kind": "paraphrase", "must_include": [["zebra"]]}
+    rows = [{"id": f["id"], "fact_id": f["id"], "question": "Who?", **question} for f in facts]
+    trained.write_jsonl("q.jsonl", rows)
+    command = (*COMPARE, "--questions", "q.jsonl", "--full")
+    assert "base with the passage in the prompt" in trained.ok(*command)
+    report = trained / "results/tiny_paper/q/report.json"
+    first = json.loads(report.read_text())
+    assert first["open_book"]["n"] >= 1
+    assert {s["multiple_choice"]["n"] for s in first["stages"].values()} == {3}
+    assert "answers taken from results/tiny_paper/q/base.json" in trained.ok(*command, "--skip-cpt")
+    second = json.loads(report.read_text())["stages"]
+    assert "cpt" not in second
+    measured = {"tokens_per_second", "peak_memory_gb"}
+    for stage, summary in second.items():
+        again = {k: v for k, v in summary.items() if k not in {"answers_per_minute", *measured}}
+        assert again == {k: v for k, v in first["stages"][stage].items() if k in again}
+
+
 def test_verify_exit_code_follows_the_threshold(trained):
     trained.write_jsonl("q.jsonl", [{"id": "a", "question": "Who?", "must_include": [["zebra"]]}])
     command = (*VERIFY, "--questions", "q.jsonl", "--threshold")

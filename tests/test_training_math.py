@@ -50,7 +50,7 @@ def plain_losses(run, model, base, rows):
             wanted = nn.log_softmax(base(tokens[:, :-1])[0, row.start - 1 :])
             soft += (mx.exp(wanted) * (wanted - nn.log_softmax(logits))).sum()
         else:
-            hard += nn.losses.cross_entropy(logits, tokens[0, row.start :]).sum()
+            hard += row.weight * nn.losses.cross_entropy(logits, tokens[0, row.start :]).sum()
     return hard, soft
 
 
@@ -204,6 +204,8 @@ def test_loss_is_on_answers_and_texts_only(run):
             stop = "" if source.get("open") else "<|im_end|>"
             assert trained == source["messages"][1]["content"] + stop
             assert row.from_base == (source.get("target") == "base")
+            assert row.weight == source.get("weight", 1.0)
+    assert {r.weight for r in run.rows} == {1.0, 3.0}
 
 
 def test_every_row_once_an_epoch_and_prefixes_apart(run):

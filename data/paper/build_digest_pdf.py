@@ -1,4 +1,4 @@
-"""Render the paper digest as a PDF.
+"""Render the paper digest, or another text of ours, as a PDF.
 
 Reads:  data/paper/digest.md (headings, paragraphs, bullet and numbered lists, pipe tables,
         **bold**, *italic*, `code`, bare https links; nothing else of Markdown).
@@ -6,9 +6,13 @@ Writes: data/paper/digest.pdf (A4; the same input and reportlab version give the
 
 Run from the repository root:
     python data/paper/build_digest_pdf.py
+    python data/paper/build_digest_pdf.py --source data/tidemill/handbook.md \
+        --output data/tidemill/handbook.pdf --note "Fiction, CC BY-SA 4.0" \
+        --author document-injection
 """
 
 import argparse
+import functools
 import os
 import re
 import tempfile
@@ -123,10 +127,10 @@ def make_block(block, styles):
     return [Paragraph(inline(" ".join(lines)), styles[style])]
 
 
-def draw_header(canvas, doc):
+def draw_header(canvas, doc, note):
     canvas.setFont("Helvetica", 8)
     canvas.drawString(MARGIN, A4[1] - 13 * mm, doc.title)
-    canvas.drawRightString(A4[0] - MARGIN, A4[1] - 13 * mm, "arXiv 2511.18659, CC BY-SA 4.0")
+    canvas.drawRightString(A4[0] - MARGIN, A4[1] - 13 * mm, note)
     canvas.setLineWidth(0.4)
     canvas.line(MARGIN, A4[1] - 15 * mm, A4[0] - MARGIN, A4[1] - 15 * mm)
 
@@ -136,8 +140,8 @@ def draw_footer(canvas, doc):
     canvas.drawCentredString(A4[0] / 2, 12 * mm, f"Page {doc.page}")
 
 
-def render(markdown, target):
-    """Lay out the Markdown text as a PDF in the open binary file target."""
+def render(markdown, target, note, author):
+    """Lay out the Markdown text as a PDF in the open binary file target; note heads every page."""
     styles = make_styles()
     blocks = [b for b in re.split(r"\n\s*\n", markdown.strip()) if b]
     story = [flowable for block in blocks for flowable in make_block(block, styles)]
@@ -150,19 +154,20 @@ def render(markdown, target):
         bottomMargin=MARGIN,
         invariant=1,
         title=blocks[0].lstrip("# "),
-        author="Digest of He et al., arXiv 2511.18659",
+        author=author,
     )
     frame = Frame(MARGIN, MARGIN, TEXT_WIDTH, A4[1] - 2 * MARGIN, 0, 0, 0, 0)
     # The footer is drawn at the end of a page so that extracted text keeps reading order.
-    doc.addPageTemplates(PageTemplate(frames=[frame], onPage=draw_header, onPageEnd=draw_footer))
+    header = functools.partial(draw_header, note=note)
+    doc.addPageTemplates(PageTemplate(frames=[frame], onPage=header, onPageEnd=draw_footer))
     doc.build(story, canvasmaker=OneLineCanvas)
 
 
-def write_atomically(markdown, path):
+def write_atomically(markdown, path, note, author):
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as target:
-            render(markdown, target)
+            render(markdown, target, note, author)
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
@@ -174,8 +179,11 @@ def main():
     parser = argparse.ArgumentParser(description="Render the paper digest as a PDF.")
     parser.add_argument("--source", type=Path, default=HERE / "digest.md")
     parser.add_argument("--output", type=Path, default=HERE / "digest.pdf")
+    parser.add_argument("--note", default="arXiv 2511.18659, CC BY-SA 4.0")
+    parser.add_argument("--author", default="Digest of He et al., arXiv 2511.18659")
     args = parser.parse_args()
-    write_atomically(args.source.read_text(encoding="utf-8"), args.output)
+    markdown = args.source.read_text(encoding="utf-8")
+    write_atomically(markdown, args.output, args.note, args.author)
     print(f"wrote {args.output}")
 
 
