@@ -29,6 +29,7 @@ MEMORY_BYTES = 2 * 2**30
 PAGE_SECONDS = 20.0  # of CPU time
 SILENT_SECONDS = 600.0  # of wall time, the last fence; a page's CPU time ends a reader before
 DOCUMENT_SECONDS = 7_200.0
+END_SECONDS = 5.0  # for a reader to end by itself
 CLEARLY_BETTER = 0.001  # in Quality.badness: three damaged glyphs on a full page
 MUCH_BETTER = 0.05  # enough even when the second reading is damaged as well
 FEW_PAGES = 100  # read without a progress line
@@ -126,7 +127,7 @@ def end(child: subprocess.Popen) -> None:
     """Let a child that has nothing more to say end by itself; kill one that goes on."""
     child.stdout.close()
     try:
-        child.wait(timeout=5)
+        child.wait(timeout=END_SECONDS)
     except subprocess.TimeoutExpired:
         child.kill()
 
