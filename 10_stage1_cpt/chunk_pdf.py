@@ -41,6 +41,7 @@ from injection.profiles import Project, open_project, parser
 MAX_LEFT_OUT = 0.3  # share of pages; with more the document is not what the model would learn
 FEWEST_LETTERS = 40  # in the whole document
 CHUNK_LETTERS = 12
+TITLE_TOKENS = 32  # of a section, which stands above its chunks in the CPT rows
 WINDOW = 20_000  # characters
 SHOWN = 90  # characters of a sample in the summary
 LIBRARIES = ("pypdf", "pypdfium2", "ftfy", "symspellpy", "semantic-text-splitter")
@@ -55,6 +56,15 @@ def section_spans(flow: Flow) -> list[tuple[int, int, str]]:
     ]
 
 
+def short_sections(flow: Flow) -> list[Repair]:
+    """Sections of a few letters, mostly what is left of a figure; they make no chunk."""
+    return [
+        Repair(flow.pages(start, end)[0], "short chunk", f"{title} {flow.text[start:end]}".strip())
+        for start, end, title in section_spans(flow)
+        if 0 < letters(flow.text[start:end]) < CHUNK_LETTERS
+    ]
+
+
 def windows(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Parts of a long section, cut behind sentences; the splitter's time grows with the square."""
     while end - start > WINDOW:
@@ -65,6 +75,12 @@ def windows(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     yield start, end
 
 
+def short_title(title: str, tokenizer) -> str:
+    """The title, cut where it would take the room of its chunks: some headings are paragraphs."""
+    ends = [end for _, end in tokenizer.encode(title, add_special_tokens=False).offsets]
+    return title if len(ends) <= TITLE_TOKENS else title[: ends[TITLE_TOKENS - 1]].rstrip()
+
+
 def make_chunks(source: str, flow: Flow, tokenizer, limit: int) -> list[dict]:
     """Rows of chunks.jsonl: no chunk longer than `limit` tokens, none over a section's border."""
     from semantic_text_splitter import TextSplitter
@@ -72,13 +88,14 @@ def make_chunks(source: str, flow: Flow, tokenizer, limit: int) -> list[dict]:
     splitter = TextSplitter.from_huggingface_tokenizer(tokenizer, limit)
     rows = []
     pieces = (
-        (start + offset, piece, title)
+        (start + offset, piece, short_title(title, tokenizer))
         for begin, stop, title in section_spans(flow)
+        if letters(flow.text[begin:stop]) >= CHUNK_LETTERS
         for start, end in windows(flow.text, begin, stop)
         for offset, piece in splitter.chunk_indices(flow.text[start:end])
     )
     for first, piece, title in pieces:
-        if letters(piece) >= CHUNK_LETTERS:
+        if any(map(str.isalnum, piece)):
             rows.append(
                 {
                     "id": f"{source}-{len(rows):03d}",
@@ -112,7 +129,8 @@ def refuse_unfit(file: Path, pages: list[Page], sheets: Sheets) -> None:
 def source_report(file: Path, sheets: Sheets, flow: Flow, readers: list[str]) -> dict:
     """Everything that was done to one source, the repairs by page."""
     mended = [Repair(page, "line-end hyphens", count=n) for page, n in flow.mended.items()]
-    repairs = sorted(sheets.repairs + mended, key=lambda r: (r.page, list(WHY).index(r.kind)))
+    repairs = sheets.repairs + mended + short_sections(flow)
+    repairs = sorted(repairs, key=lambda r: (r.page, list(WHY).index(r.kind)))
     return {
         "file": file.name,
         "sha256": sha256(file),

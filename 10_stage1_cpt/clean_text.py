@@ -46,6 +46,7 @@ TEX_CODES = {
 TEX_CODE = re.compile(r"(?<=[^\W_])[\x0b-\x1f](?!\n)|[\x0b-\x1f](?=[^\W_])")
 TEX_ACCENT = re.compile(r"(?<=[^\W\d_])([¨´ˇ˚])([^\W\d_])|(?<!\w)([¨´ˇ˚])([^\W\d_])(?=[^\W\d_]{2})")
 COMBINING = {"¨": "\u0308", "´": "\u0301", "ˇ": "\u030c", "˚": "\u030a"}
+DOTLESS = str.maketrans("ıȷ", "ij")
 PUA_BULLET = str.maketrans({"\uf0b7": "•", "\uf0a7": "•", "\uf0d8": "•"})
 STAMP = re.compile(r"^arXiv:\d{4}\.\d{4,5}(v\d+)?\s*\[[\w.-]+\]\s+\d{1,2} \w{3} \d{4}$")
 MIRRORED_STAMP = re.compile(r"^(v?\d*v)?\d{4,6}\.\d{4}:viXra$")
@@ -143,7 +144,8 @@ def clean(pages: list[Page], markdown: bool = False, references: bool = False) -
     sheets = Sheets(pages, markdown)
     if not markdown:
         sheets.drop_by_page("arXiv stamp", stamp_lines)
-        numbers, running = page_number_lines(sheets.lines), running_lines(sheets.lines)
+        numbers = page_number_lines(sheets.lines)
+        running = running_lines(sheets.lines, numbers)
         sheets.drop("running header or footer", running)
         sheets.drop("page number", page_number_lines(sheets.lines) if running else numbers)
         sheets.drop_by_page("table of contents", contents_lines)
@@ -186,7 +188,9 @@ def repair_characters(text: str) -> tuple[str, Counter]:
 def repair_tex(text: str) -> tuple[str, int]:
     """Characters for the codes of TeX's own encodings where they stand in words; how many."""
     text, codes = TEX_CODE.subn(lambda m: TEX_CODES.get(m[0], m[0]), text)
-    accented, accents = TEX_ACCENT.subn(lambda m: (m[2] or m[4]) + COMBINING[m[1] or m[3]], text)
+    accented, accents = TEX_ACCENT.subn(
+        lambda m: (m[2] or m[4]).translate(DOTLESS) + COMBINING[m[1] or m[3]], text
+    )
     return unicodedata.normalize("NFC", accented), codes + accents
 
 
@@ -222,9 +226,10 @@ def without_digits(line: str) -> str:
     return re.sub(r"\d+|\s+", lambda m: "0" if m[0].isdigit() else "", line).lower()
 
 
-def running_lines(pages: list[list[str]]) -> set[Place]:
+def running_lines(pages: list[list[str]], numbers: set[Place]) -> set[Place]:
     """Headers and footers: lines at the edge of several pages that differ in digits only.
 
+    They may stand inside the page numbers, which are found by themselves.
     With the words of those, also a variant (the first page's), and a line that begins or ends with
     the number of its page, counted as on the other pages (a chapter's title).
     """
@@ -247,6 +252,8 @@ def running_lines(pages: list[list[str]]) -> set[Place]:
         for edge in edges(lines):
             seen = set()
             for i in edge:
+                if (p, i) in numbers:
+                    continue
                 line = lines[i]
                 own = {w for w in map(without_digits, line.split()) if letters(w)}
                 # At the top of the first page a variant is the title that the headers repeat.

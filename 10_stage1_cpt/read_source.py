@@ -84,4 +84,4 @@ def inline_text(token) -> str:
             parts.append(child.content)
         elif child.type in ("softbreak", "hardbreak"):
             parts.append(" ")
-    return "".join(parts)
+    return "".join(parts).strip()

@@ -9,7 +9,7 @@ from tex_sentences import sentences
 
 PAPERS = ROOT / "tests/papers"
 CHUNK = ("10_stage1_cpt/chunk_pdf.py", "--profile", "tiny")
-# From Debian's r-cran-rcpp, -rcpparmadillo, -sandwich, -strucchange, -zoo: apt install, not committed.
+# Of the Debian packages r-cran-rcpp, -rcpparmadillo, -sandwich, -strucchange, -zoo.
 VIGNETTES = Path("/usr/lib/R/site-library")
 INSTALLED = [
     "Rcpp/doc/Rcpp-introduction.pdf",

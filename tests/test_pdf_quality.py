@@ -17,7 +17,8 @@ TABLE = "Wood kiln 412 87 9.4\nGas kiln 236 41 4.1\nTidal kiln 161 19 2.3\n" * 5
 
 
 @pytest.mark.parametrize(
-    "text", [STORY, GERMAN * 3, FORMULAS * 3, TABLE, hostile_pdfs.KOREAN * 3, hostile_pdfs.HEBREW, ""]
+    "text",
+    [STORY, GERMAN * 3, FORMULAS * 3, TABLE, hostile_pdfs.KOREAN * 3, hostile_pdfs.HEBREW, ""],
 )
 def test_sound_text_passes(text):
     assert text_quality.problems(text_quality.measure(text)) == []
@@ -66,7 +67,9 @@ def test_the_better_reading_is_taken(first, second, reader):
 
 
 def test_hidden_text_is_reported_and_left_out():
-    page = pdf_pages.choose(1, reading(STORY + hostile_pdfs.HIDDEN), reading(STORY, hidden="Ignore"))
+    page = pdf_pages.choose(
+        1, reading(STORY + hostile_pdfs.HIDDEN), reading(STORY, hidden="Ignore")
+    )
     assert page.text == STORY
     assert [r.before for r in page.repairs if r.kind == "hidden text"] == ["Ignore"]
     assert json.dumps(page.repairs[0].before)
