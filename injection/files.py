@@ -26,7 +26,7 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).splitlines()))
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again to go on")
     except OSError as error:

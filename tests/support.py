@@ -14,7 +14,16 @@ import yaml
 from pypdf import PdfReader, PdfWriter
 
 ROOT = Path(__file__).resolve().parents[1]
-DERIVED = ("cpt", "sft", "derived", "chunks.jsonl", "__pycache__", ".*", "*.partial")
+DERIVED = (
+    "cpt",
+    "sft",
+    "derived",
+    "chunks.jsonl",
+    "clean_report.json",
+    "__pycache__",
+    ".*",
+    "*.partial",
+)
 PROGRESS = re.compile(r"\d+/\d+ .* gone, ")
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
