@@ -24,9 +24,10 @@ from injection.profiles import Chat
 class Row:
     """One training example. Targets are tokens[start:]; `from_base` rows imitate the base model.
 
-    `weight` multiplies its loss. A chat row's user message begins at tokens[question], a plain text
-    has None there. `hidden` (tokens after the prefix, hidden size) enters the first adapted layer;
-    `teacher` (targets, hidden size) is the base model's final state.
+    `weight` multiplies its loss; `kind` is the first word of its source ("fact", "unknown"). A chat
+    row's user message begins at tokens[question], a plain text has None there. `hidden` (tokens
+    after the prefix, hidden size) enters the first adapted layer; `teacher` (targets, hidden size)
+    is the base model's final state.
     """
 
     tokens: list[int]
@@ -35,6 +36,7 @@ class Row:
     from_base: bool
     question: int | None = None
     weight: float = 1.0
+    kind: str = ""
     hidden: mx.array | None = None
     teacher: mx.array | None = None
 
@@ -68,7 +70,8 @@ def tokenize(rows: list[dict], tokenizer, chat: Chat, limit: int) -> list[Row]:
             raise InputError(f"{where} has {len(ids)} tokens, more than max_tokens {limit}")
         if len(ids) > start:
             from_base, weight = row.get("target") == "base", row.get("weight", 1.0)
-            result.append(Row(ids, start, 0, from_base, question, weight))
+            kind = row.get("source", "").partition(" ")[0]
+            result.append(Row(ids, start, 0, from_base, question, weight, kind))
     chat_rows = [r for r in result if r.start > 1]
     if len(chat_rows) > 1:
         common = shared_prefix([r.tokens[: r.start] for r in chat_rows])
@@ -211,11 +214,16 @@ def epoch_batches(rows: list[Row], batch_size: int, seed: int, epoch: int) -> li
 def hardest(rows: list[Row], hardness: np.ndarray, share: float) -> np.ndarray:
     """Indices of this share of the rows, those with the highest hardness, in rising order.
 
-    The share is taken of every prefix and of both kinds of target, whose losses do not compare.
+    The share is taken of every kind, so that the mix stays what it was: refusals are soon easy, and
+    a run that left them out forgot how to refuse.
     """
+
+    def group_of(row: Row) -> tuple:
+        return row.prefix, row.from_base, row.kind
+
     kept: list[int] = []
-    for kind in sorted({(r.prefix, r.from_base) for r in rows}):
-        group = [i for i, r in enumerate(rows) if (r.prefix, r.from_base) == kind]
+    for kind in sorted({group_of(r) for r in rows}):
+        group = [i for i, r in enumerate(rows) if group_of(r) == kind]
         group.sort(key=lambda i: -hardness[i])
         kept += group[: math.ceil(share * len(group))]
     return np.array(sorted(kept))

@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.models.llama as llama
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
@@ -264,3 +265,22 @@ def test_answers_come_back_in_order_whatever_the_batch_size(chat_model, project)
         streamed = chat_model.stream([{"role": "user", "content": prompt}], settings.max_tokens)
         tokens = cut([r.token for r in streamed], chat_model.tokenizer.eos_token_ids)
         assert chat_model.tokenizer.decode(tokens).strip() == answer.text
+
+
+def test_later_epochs_take_the_hardest_rows_of_every_kind(run):
+    rows = run.rows
+    hardness = np.arange(len(rows), dtype=np.float32)[::-1]
+    kept = batches.hardest(rows, hardness, 0.5)
+    for kind in {r.kind for r in rows}:
+        members = [i for i, r in enumerate(rows) if r.kind == kind]
+        ours = [i for i in kept if rows[i].kind == kind]
+        groups = len({(rows[i].prefix, rows[i].from_base) for i in members})
+        assert 0 <= len(ours) - len(members) / 2 <= groups
+    one = [i for i in kept if key(rows[i]) == key(rows[0])]
+    left = [i for i in range(len(rows)) if key(rows[i]) == key(rows[0]) and i not in one]
+    assert min(hardness[one]) > max(hardness[left])
+    assert batches.hardest(rows, hardness, 1.0).tolist() == list(range(len(rows)))
+
+
+def key(row: batches.Row) -> tuple:
+    return row.prefix, row.from_base, row.kind
