@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
-from injection import tokenizer_files
+from injection import licence, tokenizer_files
 from injection.files import (
     InputError,
     inputs,
@@ -42,7 +42,7 @@ INDEX = "model.safetensors.index.json"
 BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 SLICE = 8 * 2**20
 MAX_HEADER = 100_000_000
-COPIED = (*tokenizer_files.FILES, "generation_config.json", "LICENSE", "origin.json")
+COPIED = (*tokenizer_files.FILES, "generation_config.json", "origin.json")
 # A string, which may hold what looks like a comment, or a comment.
 STRING_OR_COMMENT = re.compile(r'("(?:\\.|[^"\\])*")|//[^\n]*|#[^\n]*|/\*.*?\*/', re.DOTALL)
 FROM_CONFIG = (
@@ -277,6 +277,7 @@ def write_small_files(
     for name in COPIED:
         if (project.download / name).exists():
             shutil.copyfile(project.download / name, staging / name)
+    licence.pass_on(project.download, staging, project.profile, "text part taken out, in bfloat16")
     tokenizer_files.keep_token_ids(staging)
     tokenizer_files.write_stop_ids(staging, project.profile.chat)
     tokenizer_files.check(staging, project.download, project.profile.chat)

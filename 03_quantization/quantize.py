@@ -5,15 +5,11 @@ Writes:  models/<4-bit folder>/, loadable by any mlx-lm tool
 Command: python 03_quantization/quantize.py --profile smollm2_135m
 """
 
-import contextlib
-import io
-import json
-import shutil
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
-from injection import runtime, tokenizer_files
+from injection import conversion
 from injection.files import (
     inputs,
     is_current,
@@ -28,33 +24,6 @@ from injection.files import (
 from injection.profiles import Project, open_project, parser
 
 
-def weights_size(folder: Path) -> int:
-    return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-
-
-def convert(project: Project, folder: Path) -> None:
-    from mlx_lm import convert
-
-    settings = project.profile.quantization
-    mixed = isinstance(settings.bits, str)
-    # mlx-lm insists on making the folder itself.
-    folder.rmdir()
-    with contextlib.redirect_stdout(io.StringIO()):
-        convert(
-            str(project.source),
-            str(folder),
-            quantize=True,
-            q_bits=4 if mixed else settings.bits,
-            q_group_size=settings.group_size,
-            dtype=settings.dtype,
-            quant_predicate=settings.bits if mixed else None,
-        )
-    # mlx-lm saves the tokenizer through transformers, which may rewrite it: keep the originals.
-    for name in tokenizer_files.FILES:
-        if (project.source / name).exists():
-            shutil.copyfile(project.source / name, folder / name)
-
-
 def main() -> None:
     args = parser(__doc__)
     args.add_argument("--force", action="store_true", help="convert again")
@@ -65,11 +34,13 @@ def main() -> None:
     if not args.force and is_current(project.base, made_from):
         print(f"up to date: {shown(project.base)}")
         return
-    largest = project.profile.quantization.largest_size(weights_size(project.source))
+    profile = project.profile
+    largest = profile.quantization.largest_size(conversion.weights_size(project.source))
     require_space(project.base, largest)
     with staged_folder(project.base) as staging:
-        convert(project, staging)
-        tokenizer_files.check(staging, project.source, project.profile.chat)
+        # mlx-lm insists on making the folder itself.
+        staging.rmdir()
+        conversion.quantize(project.source, staging, profile.quantization, profile)
         report(project, staging)
     mark_current(project.base, made_from)
     print(f"wrote {shown(project.base)}")
@@ -84,24 +55,20 @@ def _download_step(project: Project) -> str:
 
 
 def report(project: Project, folder: Path) -> None:
-    index = json.loads((folder / "model.safetensors.index.json").read_text())["metadata"]
-    parameters = index["total_parameters"]
-    bits = 8 * index["total_size"] / parameters
-    print(f"{weights_size(folder) / 1e6:.1f} MB, {bits:.2f} bits per weight")
-    text = read_text(project.general / "perplexity.txt")
-    before, after = (perplexity_of(f, parameters, text) for f in (project.source, folder))
-    print(f"perplexity of general text: {before} before, {after} after quantization")
+    from transformers import AutoTokenizer
 
+    from injection import fidelity, measure
 
-def perplexity_of(folder: Path, parameters: int, text: str) -> str:
-    """Perplexity, unless the model would fill this machine's memory: 8 B fp32 weights are 32 GB."""
-    from injection.measure import perplexity, window_losses
-    from injection.models import load_base
-
-    needed = 4 * parameters if runtime.on_cpu() else weights_size(folder)
-    if needed > 0.7 * runtime.memory():
-        return f"not measured ({needed / 1e9:.0f} GB of memory needed)"
-    return f"{perplexity(window_losses(*load_base(folder), text)):.2f}"
+    size, weights = conversion.weights_size(folder), conversion.parameters(folder)
+    print(f"{size / 1e6:.1f} MB, {8 * size / weights:.2f} bits per weight")
+    tokenizer = AutoTokenizer.from_pretrained(project.source, trust_remote_code=False)
+    pieces = measure.windows(tokenizer, read_text(project.general / "perplexity.txt"))
+    source = fidelity.stream(project.source, pieces, "before")
+    found = fidelity.compare(source, fidelity.stream(folder, pieces, "after"), pieces)
+    print(
+        "perplexity of general text: {source_perplexity:.2f} before, {perplexity:.2f} after "
+        "quantization; the same most likely token {top1:.1%}, mean KL {kl:.4f}".format(**found)
+    )
 
 
 if __name__ == "__main__":

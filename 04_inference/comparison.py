@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from engine import Answer, Engine, Request
-from text import escape, without_thoughts
+from text import escape
 
 from injection import golden, grading
 from injection.profiles import Project
+from injection.prompts import without_thoughts
 
 
 @dataclass(frozen=True)

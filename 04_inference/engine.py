@@ -256,7 +256,7 @@ class Engine:
                 if reply.finish_reason != "stop":
                     tokens.append(reply.token)
                 answer.update(
-                    text=self._model.decode(tokens),
+                    text=self._model.opening + self._model.decode(tokens),
                     tokens=tuple(tokens),
                     stats=_stats(reply, used, len(tokens), first),
                     by_adapter=self._model.adapter_speaks,

@@ -9,6 +9,8 @@ import re
 
 import streamlit as st
 
+from injection import prompts
+
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 # What Streamlit replaces in text nodes, when the backslashes are gone already: emoji and icons
 # (`:smile:`), addresses (`http://`, `www.`, `a@b`), arrows and dashes (`->`, `--`, `<=`).
@@ -16,7 +18,6 @@ _REPLACED = re.compile(
     r"(?<=:)(?=[\w+/-]+:)|(?<=:)(?=//)|(?<=www)(?=\.)|(?<=[-.\w+])(?=@)|(?<=[-<>~])(?=[-=>])",
     re.IGNORECASE,
 )
-_THINK = re.compile(r"<think>(.*?)(?:</think>|\Z)", re.DOTALL)
 _FENCE = re.compile(
     r"^ {0,3}(`{3,}|~{3,})([\w+#.-]*)[^\n]*\n(.*?)(?:^ {0,3}\1[`~]*[ \t]*$\n?|\Z)",
     re.DOTALL | re.MULTILINE,
@@ -62,21 +63,11 @@ def _styled(line: str) -> str:
     return result + escape(line[position:])
 
 
-def _marked(text: str) -> str:
-    """Some templates open the think block in the prompt; then only its end is in the text."""
-    end, start = text.find("</think>"), text.find("<think>")
-    return "<think>" + text if end >= 0 and (start < 0 or end < start) else text
-
-
-def without_thoughts(text: str) -> str:
-    return _THINK.sub("", _marked(text)).strip()
-
-
 def parts(text: str) -> list[tuple[str, str, str]]:
     """(kind, language, body) pieces of an answer; kind is think, code or text."""
     found = []
-    for i, piece in enumerate(_THINK.split(_marked(text))):
-        if i % 2:
+    for kind, piece in prompts.pieces(text):
+        if kind == "think":
             found.append(("think", "", piece))
             continue
         position = 0

@@ -1,158 +1,106 @@
-"""Turn the document's PDF into clean chunks that end on sentences.
+"""Turn the document into clean chunks that end on sentences, and say what was cleaned.
 
-Reads:   data/<document>/<sources of document.yaml> (PDF, or JSONL rows {"page", "text"}),
-         the model's tokenizer
-Writes:  data/<document>/chunks.jsonl  {"id", "text", "pages", "section", "tokens", "sha256"}
+Reads:   data/<document>/<sources of document.yaml> (PDF, Markdown, plain text, or JSONL rows
+         {"page", "text"}), the model's tokenizer
+Writes:  data/<document>/chunks.jsonl  {"id", "text", "pages", "section", "tokens", "sha256"},
+         clean_report.json beside it: per source its pages, those left out and why, every repair
 Command: python 10_stage1_cpt/chunk_pdf.py
          python 10_stage1_cpt/chunk_pdf.py --pdf paper.pdf --output chunks.jsonl
 """
 
-import bisect
 import hashlib
-import logging
-import re
 import sys
-import unicodedata
 from collections import Counter
+from collections.abc import Iterator
+from getpass import getpass
+from importlib.metadata import version
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
+for folder in (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))  # run without installing
+from clean_text import WHY, Sheets, clean, letters
+from pdf_pages import Page, Repair
+from read_source import is_markdown, read_source
+from reflow import Flow, reflow
+
 from injection.files import (
     InputError,
     inputs,
     is_current,
     mark_current,
-    read_jsonl,
     require,
     run,
+    sha256,
     shown,
+    write_json,
     write_jsonl,
 )
 from injection.profiles import Project, open_project, parser
 
-LIGATURES = {"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl"}
-HEADING = re.compile(r"^(\d+(\.\d+)*\.?|[A-H](\.\d+)+\.?)\s+[A-Z][^.]{2,80}$|^Abstract$")
-REFERENCES = re.compile(r"^(\d+\.?\s+)?(references|bibliography)$", re.IGNORECASE)
+MAX_LEFT_OUT = 0.3  # share of pages; with more the document is not what the model would learn
+FEWEST_LETTERS = 40  # in the whole document
+CHUNK_LETTERS = 12
+TITLE_TOKENS = 32  # of a section, which stands above its chunks in the CPT rows
+WINDOW = 20_000  # characters
+SHOWN = 90  # characters of a sample in the summary
+LIBRARIES = ("pypdf", "pypdfium2", "ftfy", "symspellpy", "semantic-text-splitter")
 
 
-def pdf_pages(path: Path) -> list[str]:
-    """Upright text of every page, in content order."""
-    from pypdf import PdfReader
-    from pypdf.errors import PyPdfError
-
-    # Its warnings would stand before the one line that says what to do.
-    logging.getLogger("pypdf").setLevel(logging.CRITICAL)
-    try:
-        reader = PdfReader(path)
-        if reader.is_encrypted and not reader.decrypt(""):
-            raise InputError(f"{shown(path)} needs a password: save a copy without one")
-        pages = [page.extract_text(orientations=(0,)) for page in reader.pages]
-    except (PyPdfError, ValueError, KeyError, RecursionError) as error:
-        raise InputError(f"{shown(path)} is not a readable PDF ({error})") from None
-    if sum(len(p.strip()) for p in pages) < 200:
-        raise InputError(f"{shown(path)} holds no text (a scan?): run OCR on it first")
-    return pages
-
-
-def read_pages(path: Path) -> list[str]:
-    require(path, "put the document there, or name another with --pdf")
-    if path.suffix == ".jsonl":
-        return [row["text"] for row in read_jsonl(path, keys=("page", "text"))]
-    return pdf_pages(path)
-
-
-def edge_lines(lines: list[str]) -> list[str]:
-    return [re.sub(r"\d+", "0", line.strip()) for line in lines[:2] + lines[-2:]]
-
-
-def drop_running_lines(pages: list[str]) -> list[list[str]]:
-    """Lines of each page without running headers, footers and page numbers.
-
-    A line is running when, with digits made equal, it stands at the edge of 3 pages or more.
-    """
-    split = [[line for line in page.splitlines() if line.strip()] for page in pages]
-    counts = Counter(text for lines in split for text in set(edge_lines(lines)))
-    running = {text for text, n in counts.items() if n >= 3}
-    kept = []
-    for lines in split:
-        edges = {0, 1, len(lines) - 2, len(lines) - 1}
-        kept.append(
-            [
-                line
-                for i, line in enumerate(lines)
-                if i not in edges or re.sub(r"\d+", "0", line.strip()) not in running
-            ]
-        )
-    return kept
-
-
-def clean(line: str) -> str:
-    """NFC text without ligatures, control characters and unmapped glyph codes."""
-    line = unicodedata.normalize("NFC", line)
-    for ligature, letters in LIGATURES.items():
-        line = line.replace(ligature, letters)
-    line = re.sub(r"\(cid:\d+\)|[\x00-\x08\x0b-\x1f\x7f\ufffd\ufffe\u00ad]", "", line)
-    return re.sub(r"\s+", " ", line).strip()
-
-
-def reflow(pages: list[list[str]]) -> tuple[str, list[int], list[tuple[int, str]]]:
-    """One text with headings and paragraphs on lines of their own.
-
-    Returns (text, offset at which each page starts, [(offset, section title)]). The reference
-    list is left out, up to the next heading.
-    """
-    known = Counter(re.findall(r"[a-z]+", " ".join(" ".join(p) for p in pages).lower()))
-    text, starts, sections, in_references = "", [], [], False
-    for lines in pages:
-        starts.append(len(text))
-        for line in map(clean, lines):
-            heading = bool(HEADING.match(line)) and len(line) < 90
-            if REFERENCES.match(line) or heading:
-                in_references = bool(REFERENCES.match(line))
-            if in_references or not line:
-                continue
-            if heading:
-                text = text.rstrip("\n ") + "\n\n"
-                sections.append((len(text), line))
-                text += line + "\n\n"
-            else:
-                text = join_line(text, line, known)
-    return text, starts, sections
-
-
-def join_line(text: str, line: str, known: Counter) -> str:
-    """Append a line; a word split at the line end is mended if the document knows it whole."""
-    split = re.search(r"([A-Za-z]+)-$", text)
-    start = re.match(r"[a-z]+", line)
-    if split and start and known[(split[1] + start[0]).lower()]:
-        return text[:-1] + line
-    if text and not text.endswith(("\n", "-")):
-        text += "\n" if line.startswith(("- ", "• ")) else " "
-    return text + line
-
-
-def section_spans(text: str, sections: list[tuple[int, str]]) -> list[tuple[int, int, str]]:
+def section_spans(flow: Flow) -> list[tuple[int, int, str]]:
     """(start, end, title) of the text under each heading, the heading line left out."""
-    bounds = [(0, "")] + sections
-    spans = []
-    for (start, title), (end, _) in zip(bounds, bounds[1:] + [(len(text), "")], strict=True):
-        spans.append((start + len(title), end, title))
-    return spans
+    bounds = [(0, "")] + flow.sections
+    ends = [start for start, _ in flow.sections] + [len(flow.text)]
+    return [
+        (start + len(title), end, title) for (start, title), end in zip(bounds, ends, strict=True)
+    ]
 
 
-def make_chunks(source: str, text, starts, sections, tokenizer, limit: int) -> list[dict]:
+def short_sections(flow: Flow) -> list[Repair]:
+    """Sections of a few letters, mostly what is left of a figure; they make no chunk."""
+    return [
+        Repair(flow.pages(start, end)[0], "short chunk", f"{title} {flow.text[start:end]}".strip())
+        for start, end, title in section_spans(flow)
+        if 0 < letters(flow.text[start:end]) < CHUNK_LETTERS
+    ]
+
+
+def windows(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Parts of a long section, cut behind sentences; the splitter's time grows with the square."""
+    while end - start > WINDOW:
+        sentence = text.rfind(". ", start, start + WINDOW)
+        cut = sentence + 1 if sentence > start else start + WINDOW
+        yield start, cut
+        start = cut
+    yield start, end
+
+
+def short_title(title: str, tokenizer) -> str:
+    """The title, cut where it would take the room of its chunks: some headings are paragraphs."""
+    ends = [end for _, end in tokenizer.encode(title, add_special_tokens=False).offsets]
+    return title if len(ends) <= TITLE_TOKENS else title[: ends[TITLE_TOKENS - 1]].rstrip()
+
+
+def make_chunks(source: str, flow: Flow, tokenizer, limit: int) -> list[dict]:
+    """Rows of chunks.jsonl: no chunk longer than `limit` tokens, none over a section's border."""
     from semantic_text_splitter import TextSplitter
 
     splitter = TextSplitter.from_huggingface_tokenizer(tokenizer, limit)
     rows = []
-    for start, end, title in section_spans(text, sections):
-        for offset, piece in splitter.chunk_indices(text[start:end]):
-            first, last = start + offset, start + offset + len(piece) - 1
+    pieces = (
+        (start + offset, piece, short_title(title, tokenizer))
+        for begin, stop, title in section_spans(flow)
+        if letters(flow.text[begin:stop]) >= CHUNK_LETTERS
+        for start, end in windows(flow.text, begin, stop)
+        for offset, piece in splitter.chunk_indices(flow.text[start:end])
+    )
+    for first, piece, title in pieces:
+        if any(map(str.isalnum, piece)):
             rows.append(
                 {
                     "id": f"{source}-{len(rows):03d}",
                     "text": piece,
-                    "pages": [bisect.bisect_right(starts, p) for p in (first, last)],
+                    "pages": flow.pages(first, first + len(piece)),
                     "section": title,
                     "tokens": len(tokenizer.encode(piece, add_special_tokens=False).ids),
                     "sha256": hashlib.sha256(piece.encode()).hexdigest(),
@@ -161,38 +109,138 @@ def make_chunks(source: str, text, starts, sections, tokenizer, limit: int) -> l
     return rows
 
 
+def refuse_unfit(file: Path, pages: list[Page], sheets: Sheets) -> None:
+    """InputError when too few pages have text that can be used."""
+    left_out, why = sheets.left_out, ""
+    filled = sheets.with_text + sum(not page.text.strip() for page in pages if page.problem)
+    if left_out:
+        (reason, _), *_ = Counter(left_out.values()).most_common(1)
+        some = ", ".join(map(str, list(left_out)[:5])) + (", ..." if len(left_out) > 5 else "")
+        why = f" (page {some}: {reason})"
+    if len(left_out) > MAX_LEFT_OUT * filled:
+        raise InputError(
+            f"{shown(file)}: {len(left_out)} of {len(sheets.numbers)} pages cannot be used{why}: "
+            "run OCR on it first (ocrmypdf --force-ocr), or find another copy"
+        )
+    if sum(map(letters, sheets.flat())) < FEWEST_LETTERS:
+        raise InputError(f"{shown(file)} holds no text (a scan?): run OCR on it first (ocrmypdf)")
+
+
+def source_report(file: Path, sheets: Sheets, flow: Flow, readers: list[str]) -> dict:
+    """Everything that was done to one source, the repairs by page."""
+    mended = [Repair(page, "line-end hyphens", count=n) for page, n in flow.mended.items()]
+    repairs = sheets.repairs + mended + short_sections(flow)
+    repairs = sorted(repairs, key=lambda r: (r.page, list(WHY).index(r.kind)))
+    return {
+        "file": file.name,
+        "sha256": sha256(file),
+        "pages": len(sheets.numbers),
+        "readers": dict(Counter(readers)),
+        "left_out": [{"page": page, "why": why} for page, why in sheets.left_out.items()],
+        "totals": {
+            kind: {
+                "count": sum(r.count for r in repairs if r.kind == kind),
+                "pages": sorted({r.page for r in repairs if r.kind == kind}),
+                "why": why,
+            }
+            for kind, why in WHY.items()
+            if any(r.kind == kind for r in repairs)
+        },
+        "repairs": [
+            {"page": r.page, "kind": r.kind, "count": r.count, "before": r.before, "after": r.after}
+            for r in repairs
+        ],
+    }
+
+
+def print_summary(report: dict) -> None:
+    """What was left out and repaired, how often, where and why, with one sample each."""
+    print(f"{report['file']}: {report['pages']} pages")
+    for row in report["left_out"]:
+        print(f"  page {row['page']} is left out: {row['why']}")
+    for kind, total in report["totals"].items():
+        pages = total["pages"]
+        where = f"page {pages[0]}" if len(pages) == 1 else f"{len(pages)} pages"
+        print(f"  {kind}: {total['count']} on {where} ({total['why']})")
+        sample = next((r for r in report["repairs"] if r["kind"] == kind and r["before"]), None)
+        if sample:
+            after = f" -> {sample['after'][:SHOWN]}" if sample["after"] else ""
+            print(f"    page {sample['page']}: {sample['before'][:SHOWN]}{after}")
+
+
+def chunk_source(file: Path, name: str, args, tokenizer, limit: int) -> tuple[list[dict], dict]:
+    """(rows, report) of one source."""
+    pages = read_source(file, args.password)
+    sheets = clean(pages, is_markdown(file), args.keep_references)
+    refuse_unfit(file, pages, sheets)
+    flow = reflow(sheets)
+    rows = make_chunks(name, flow, tokenizer, limit)
+    return rows, source_report(file, sheets, flow, [page.reader for page in pages])
+
+
+def names_of(files: list[Path]) -> list[str]:
+    """What chunk ids begin with: the file's stem, with its kind where two would be equal."""
+    stems = Counter(file.stem for file in files)
+    return [file.stem if stems[file.stem] == 1 else file.name for file in files]
+
+
 def sources(project: Project, args) -> list[Path]:
     return [args.pdf] if args.pdf else [project.folder / s for s in project.document.sources]
 
 
-def main() -> None:
+def arguments():
     args = parser(__doc__)
-    args.add_argument("--pdf", type=Path, help="a PDF (or page JSONL) instead of document.yaml's")
+    args.add_argument("--pdf", type=Path, help="one source instead of those of document.yaml")
     args.add_argument("--output", type=Path, help="default: data/<document>/chunks.jsonl")
+    args.add_argument(
+        "--password",
+        nargs="?",
+        const=None,
+        default="",
+        help="of an encrypted PDF; asked if left out",
+    )
+    args.add_argument("--keep-references", action="store_true", help="keep the reference list")
     args.add_argument("--force", action="store_true", help="chunk again")
     args = args.parse_args()
+    if args.password is None:
+        args.password = getpass("password of the PDF: ")
+    return args
+
+
+def main() -> None:
+    args = arguments()
     project = open_project(args)
     output = args.output or project.chunks
+    report_file = output.with_name("clean_report.json")
     tokenizer_file = require(project.source / "tokenizer.json", "run the download step of 03 first")
     files = sources(project, args)
-    made_from = inputs({"chunk_tokens": project.profile.chunk_tokens}, tokenizer_file, *files)
-    if not args.force and is_current(output, made_from):
+    limit = project.profile.chunk_tokens
+    settings = {
+        "chunk_tokens": limit,
+        "keep_references": args.keep_references,
+        "versions": {name: version(name) for name in LIBRARIES},
+    }
+    made_from = inputs(settings, tokenizer_file, *files)
+    if not args.force and is_current(output, made_from) and report_file.exists():
         print(f"up to date: {shown(output)}")
         return
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
-    rows, page_count = [], 0
-    for file in files:
-        pages = drop_running_lines(read_pages(file))
-        page_count += len(pages)
-        rows += make_chunks(file.stem, *reflow(pages), tokenizer, project.profile.chunk_tokens)
+    rows, reports = [], []
+    for file, name in zip(files, names_of(files), strict=True):
+        more, report = chunk_source(file, name, args, tokenizer, limit)
+        rows, reports = rows + more, [*reports, report]
     if not rows:
         raise InputError(f"no text in {', '.join(map(shown, files))}")
+    write_json(report_file, {"settings": settings, "chunks": len(rows), "sources": reports})
     write_jsonl(output, rows)
     mark_current(output, made_from)
-    tokens = sum(r["tokens"] for r in rows)
-    print(f"wrote {shown(output)}: {len(rows)} chunks, {tokens} tokens, {page_count} pages")
+    for report in reports:
+        print_summary(report)
+    tokens, pages = sum(r["tokens"] for r in rows), sum(r["pages"] for r in reports)
+    print(f"wrote {shown(output)}: {len(rows)} chunks, {tokens} tokens, {pages} pages")
+    print(f"wrote {shown(report_file)}: every repair, by page")
 
 
 if __name__ == "__main__":

@@ -27,21 +27,26 @@ from injection.files import (
 from injection.profiles import Project, open_project, parser
 
 
-def chunk_rows(project: Project, repeats: int) -> list[dict]:
+def chunk_rows(project: Project) -> list[dict]:
     title = project.document.title
     rows = []
     for chunk in read_jsonl(project.chunks, keys=("id", "text", "section")):
         heading = f"{title}\n{chunk['section']}\n" if chunk["section"] else f"{title}\n"
-        row = {"text": heading + chunk["text"], "source": f"chunk {chunk['id']}"}
-        rows += [row] * repeats
+        rows.append({"text": heading + chunk["text"], "source": f"chunk {chunk['id']}"})
     return rows
 
 
+def hold_out(chunks: list[dict]) -> tuple[list[dict], list[dict]]:
+    """(training, validation): the last tenth is held out, in one span; neighbours are alike."""
+    n = max(1, len(chunks) // 10)
+    return chunks[:-n], chunks[-n:]
+
+
 def fact_rows(project: Project) -> tuple[list[dict], list[dict]]:
-    """(training, validation) rows; a fact's last statement is only validated on."""
+    """(training, validation) rows; a fact's last statement is only validated on. May be none."""
     mix, style = project.profile.cpt_mix, project.profile.sft_mix.reply
     train, valid = [], []
-    for fact in golden.read_facts(project):
+    for fact in golden.read_facts(project, may_be_empty=True):
         source = f"fact {fact.id}, page {fact.page}"
         trained = fact.statements[:-1] or fact.statements
         train += [{"text": s, "source": source} for s in trained[: mix.statements]]
@@ -59,7 +64,6 @@ def main() -> None:
     project = open_project(args)
     mix = project.profile.cpt_mix
     output = args.output or project.data("cpt")
-    require(project.facts, "write the document's facts first (see README, golden data)")
     used = [project.facts, project.generated, project.document_file]
     if mix.chunk_repeats:
         used.append(require(project.chunks, "run 10_stage1_cpt/chunk_pdf.py first"))
@@ -73,7 +77,14 @@ def main() -> None:
         return
     train, valid = fact_rows(project)
     facts = len(train)
-    chunks = chunk_rows(project, mix.chunk_repeats) if mix.chunk_repeats else []
+    chunks = chunk_rows(project) if mix.chunk_repeats else []
+    held_out = "statements" if valid else "chunks"
+    if not valid:
+        # The text alone, of a document that nobody has written facts for yet.
+        chunks, valid = hold_out(chunks)
+        if not chunks:
+            golden.read_facts(project)  # says how facts are made
+    chunks = [row for row in chunks for _ in range(mix.chunk_repeats)]
     replay = golden.replay_rows(project.replay, mix.replay) if mix.replay else []
     rows = train + chunks + replay
     random.Random(0).shuffle(rows)
@@ -83,7 +94,7 @@ def main() -> None:
         mark_current(file, made_from)
     print(
         f"wrote {shown(output)}: {len(rows)} training rows ({facts} from facts, {len(chunks)} "
-        f"chunks, {len(replay)} rehearsal), {len(valid)} held-out statements"
+        f"chunks, {len(replay)} rehearsal), {len(valid)} held-out {held_out}"
     )
 
 

@@ -7,8 +7,6 @@ Writes:  results/<profile>_<document>/report.json, report.md, answers.jsonl, and
 Command: python 30_evaluation/compare_hcx_stages.py
 """
 
-import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,7 +14,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
 from injection import gate, golden, grading, measure, models, report, runtime
 from injection.files import (
-    ROOT,
     inputs,
     is_current,
     mark_current,
@@ -218,18 +215,6 @@ def retention(answers: list[dict], stage: str) -> float | None:
     return len(right["base"] & right[stage]) / len(right["base"]) if right["base"] else None
 
 
-def commit() -> str:
-    if not shutil.which("git"):
-        return "unknown"
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=8"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def build_report(project: Project, adapters: dict, rows: list[dict], source: str, ask, full: bool):
     """(report.json, rows of answers.jsonl). `ask(model)` gives the base model's answers."""
     model = models.ChatModel(project.base, project.profile.chat)
@@ -258,7 +243,7 @@ def head(project: Project, source: str) -> dict:
     return {
         "profile": project.profile_name,
         "document": project.document_name,
-        "commit": commit(),
+        "commit": report.commit(),
         "date": time.strftime("%Y-%m-%d"),
         "machine": runtime.machine(),
         "questions": source,

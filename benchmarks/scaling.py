@@ -12,6 +12,7 @@ Writes:  benchmarks/results/scaling.json and .png; prints one Markdown table
 Command: python benchmarks/scaling.py
 """
 
+import dataclasses
 import tempfile
 import time
 from pathlib import Path
@@ -35,20 +36,24 @@ def chunk(job: dict) -> dict:
             writer.append(job["pdf"])
         writer.write(pdf)
         started = time.perf_counter()
-        pages = script.read_pages(pdf)
-        kept = script.drop_running_lines([framed(page, i) for i, page in enumerate(pages)])
-        rows = script.make_chunks("pages", *script.reflow(kept), tokenizer, job["chunk_tokens"])
+        pages = [framed(page) for page in script.read_source(pdf)]
+        flow = script.reflow(script.clean(pages))
+        rows = script.make_chunks("pages", flow, tokenizer, job["chunk_tokens"])
         seconds = time.perf_counter() - started
     return {"seconds": seconds, "size": len(pages), "chunks": len(rows)}
 
 
-def framed(page: str, number: int) -> str:
-    """The page within two lines of its own above and below.
+def framed(page):
+    """The page within lines of its own above and below.
 
     Copies of a page would otherwise count as running headers and be left out.
     """
-    word = "".join(chr(ord("a") + int(digit)) for digit in str(number))
-    return f"{word} one\n{word} two\n{page}\n{word} three\n{word} four\n"
+    word = "".join(chr(ord("a") + int(digit)) for digit in str(page.number))
+    above, below = (
+        "\n".join(f"{word} {where} {n}" for n in ("one", "two", "three", "four"))
+        for where in ("above", "below")
+    )
+    return dataclasses.replace(page, text=f"{above}\n{page.text}\n{below}")
 
 
 def train(job: dict) -> dict:

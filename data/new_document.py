@@ -5,6 +5,7 @@ Writes:  data/<name>/ with the file, document.yaml, facts.jsonl (empty: for fact
          yourself), chunks.jsonl, generated.jsonl, generated_report.json, eval.jsonl (draft)
 Command: python data/new_document.py --pdf FILE --name NAME --teacher http://127.0.0.1:8080
          python data/new_document.py --pdf FILE --name NAME           (the local base model)
+         python data/new_document.py --pdf REPORT.pdf ANNEX.pdf NOTES.md --name NAME --password
 """
 
 import argparse
@@ -117,13 +118,20 @@ def step(script: str, args: argparse.Namespace, *more: str) -> int:
     return subprocess.run(command).returncode
 
 
+def password_option(password: str | None) -> list[str]:
+    """What chunk_pdf.py needs: nothing, the option alone (it asks for the password), or both."""
+    if password is None:
+        return ["--password"]
+    return [f"--password={password}"] if password else []
+
+
 def chunk(folder: Path, args: argparse.Namespace) -> bool:
     """False when the file cannot be read; the step has said why."""
     write_document(folder, args.pdf[0].stem, args.pdf, [])
     for file in args.pdf:
         shutil.copyfile(file, folder / file.name)
     write_text(folder / "facts.jsonl", "")
-    if step("10_stage1_cpt/chunk_pdf.py", args):
+    if step("10_stage1_cpt/chunk_pdf.py", args, *password_option(args.password)):
         return False
     write_document(folder, find_title(folder, folder / args.pdf[0].name), args.pdf, [])
     return True
@@ -135,6 +143,13 @@ def main() -> int:
     )
     args.add_argument("--pdf", type=Path, nargs="+", required=True, help="the document's file(s)")
     args.add_argument("--name", required=True, help="the folder to make in data/")
+    args.add_argument(
+        "--password",
+        nargs="?",
+        const=None,
+        default="",
+        help="of encrypted PDFs; asked if left out",
+    )
     args.add_argument("--profile", help="a name in models/*.yaml (default: what is downloaded)")
     args.add_argument("--teacher", default="local", help="local (default) or the URL of a server")
     args.add_argument("--model", help="the server's model (default: the first it lists)")

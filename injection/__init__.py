@@ -2,7 +2,8 @@
 
 from injection import runtime
 
-# Both must happen before the first `import mlx.core` anywhere in the process.
+# All of it must happen before the first `import mlx.core` anywhere in the process.
 runtime.load_fast_blas()
 runtime.keep_freed_memory()
+runtime.compute_in_order()
 runtime.quiet_libraries()

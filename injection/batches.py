@@ -6,11 +6,13 @@ The tokens that all chat rows begin with (the template's system turn) go through
 once a step, whatever the batch size.
 """
 
+import math
 import random
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from injection import prompts
 from injection.files import InputError
@@ -22,9 +24,10 @@ from injection.profiles import Chat
 class Row:
     """One training example. Targets are tokens[start:]; `from_base` rows imitate the base model.
 
-    `weight` multiplies its loss. A chat row's user message begins at tokens[question], a plain text
-    has None there. `hidden` (tokens after the prefix, hidden size) enters the first adapted layer;
-    `teacher` (targets, hidden size) is the base model's final state.
+    `weight` multiplies its loss; `kind` is the first word of its source ("fact", "unknown"). A chat
+    row's user message begins at tokens[question], a plain text has None there. `hidden` (tokens
+    after the prefix, hidden size) enters the first adapted layer; `teacher` (targets, hidden size)
+    is the base model's final state.
     """
 
     tokens: list[int]
@@ -33,6 +36,7 @@ class Row:
     from_base: bool
     question: int | None = None
     weight: float = 1.0
+    kind: str = ""
     hidden: mx.array | None = None
     teacher: mx.array | None = None
 
@@ -66,7 +70,8 @@ def tokenize(rows: list[dict], tokenizer, chat: Chat, limit: int) -> list[Row]:
             raise InputError(f"{where} has {len(ids)} tokens, more than max_tokens {limit}")
         if len(ids) > start:
             from_base, weight = row.get("target") == "base", row.get("weight", 1.0)
-            result.append(Row(ids, start, 0, from_base, question, weight))
+            kind = row.get("source", "").partition(" ")[0]
+            result.append(Row(ids, start, 0, from_base, question, weight, kind))
     chat_rows = [r for r in result if r.start > 1]
     if len(chat_rows) > 1:
         common = shared_prefix([r.tokens[: r.start] for r in chat_rows])
@@ -208,6 +213,24 @@ def epoch_batches(rows: list[Row], batch_size: int, seed: int, epoch: int) -> li
         batches += [group[s : s + batch_size] for s in range(0, len(group), batch_size)]
     rng.shuffle(batches)
     return batches
+
+
+def hardest(rows: list[Row], hardness: np.ndarray, share: float) -> np.ndarray:
+    """Indices of this share of the rows, those with the highest hardness, in rising order.
+
+    The share is taken of every kind, so that the mix stays what it was: refusals are soon easy, and
+    a run that left them out forgot how to refuse.
+    """
+
+    def group_of(row: Row) -> tuple:
+        return row.prefix, row.from_base, row.kind
+
+    kept: list[int] = []
+    for kind in sorted({group_of(r) for r in rows}):
+        group = [i for i, r in enumerate(rows) if group_of(r) == kind]
+        group.sort(key=lambda i: -hardness[i])
+        kept += group[: math.ceil(share * len(group))]
+    return np.array(sorted(kept))
 
 
 def stack(rows: list[Row]) -> tuple[mx.array, mx.array, mx.array, mx.array]:

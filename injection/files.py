@@ -12,6 +12,8 @@ from pathlib import Path
 
 import yaml
 
+# A full disk, a quota, a limit on the size of a file.
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -24,11 +26,11 @@ def run(main: Callable[[], int | None]) -> None:
     try:
         sys.exit(main() or 0)
     except InputError as error:
-        sys.exit(f"error: {error}")
+        sys.exit("error: " + " ".join(str(error).splitlines()))
     except KeyboardInterrupt:
         sys.exit("interrupted: run the same command again to go on")
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in NO_SPACE:
             raise
         sys.exit(f"error: no space left on disk ({error.filename or 'unknown file'}): free some")
 

@@ -5,6 +5,7 @@ right, every row keeps its own position, and padding columns are masked out. Wha
 begin with (the template's system turn) is computed once. The result equals decoding one by one.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +16,14 @@ from mlx_lm.models.base import create_causal_mask
 from injection import prompts
 from injection.profiles import Chat, Generation
 
+# Of an any-to-any model: <|vision00017|>, <|audio0017|>, and the marks around such codes.
+NOT_TEXT = re.compile(r"<\|\w*(?:vision|image|video|audio)[^|]*\|>", re.IGNORECASE)
+
 
 @dataclass
 class Answer:
+    """`text` is what was said, without think blocks; `tokens` counts those as well."""
+
     text: str
     tokens: int
     finish_reason: str
@@ -89,6 +95,20 @@ def head(model: nn.Module, hidden: mx.array) -> mx.array:
     return model.model.embed_tokens.as_linear(hidden) if tied else model.lm_head(hidden)
 
 
+def text_bias(tokenizer, vocabulary: int) -> mx.array | float:
+    """What to add to logits, (vocabulary,), so that no image or audio code is said.
+
+    The codes are found by name in the tokenizer; 0 when it has none.
+    """
+    names = tokenizer.get_added_vocab()
+    codes = [i for name, i in names.items() if NOT_TEXT.fullmatch(name) and i < vocabulary]
+    if not codes:
+        return 0.0
+    bias = mx.zeros(vocabulary)
+    bias[mx.array(codes)] = -mx.inf
+    return bias
+
+
 def shared_prefix(prompts: list[list[int]]) -> int:
     """Number of tokens that all prompts begin with; at least one token of each is left over."""
     shortest = min(map(len, prompts)) - 1
@@ -100,9 +120,16 @@ def shared_prefix(prompts: list[list[int]]) -> int:
 
 
 def greedy_batch(
-    model: nn.Module, prompts: list[list[int]], max_tokens: int, stop: set[int]
+    model: nn.Module,
+    prompts: list[list[int]],
+    max_tokens: int,
+    stop: set[int],
+    bias: mx.array | float = 0.0,
 ) -> list[list[int]]:
-    """Greedy continuation of each prompt (token ids), without the stop token."""
+    """Greedy continuation of each prompt (token ids), without the stop token.
+
+    bias: added to the logits, see text_bias.
+    """
     prefix = shared_prefix(prompts)
     tails = [p[prefix:] for p in prompts]
     batch = _Batch(prefix, [len(t) for t in tails], max_tokens)
@@ -115,11 +142,11 @@ def greedy_batch(
     batch.advance(batch.padded)
     batch.begin_decoding()
     last = mx.take_along_axis(hidden, (batch.lengths - 1)[:, None, None], axis=1)
-    token = mx.argmax(head(model, last)[:, 0], axis=-1)
-    return _decode(model, batch, cache, token, max_tokens, stop)
+    token = mx.argmax(head(model, last)[:, 0] + bias, axis=-1)
+    return _decode(model, batch, cache, token, max_tokens, stop, bias)
 
 
-def _decode(model, batch, cache, token, max_tokens, stop) -> list[list[int]]:
+def _decode(model, batch, cache, token, max_tokens, stop, bias) -> list[list[int]]:
     results: list[list[int]] = [[] for _ in range(token.size)]
     active = list(range(token.size))
     for step in range(max_tokens):
@@ -139,7 +166,7 @@ def _decode(model, batch, cache, token, max_tokens, stop) -> list[list[int]]:
             active = [a if i in set(alive) else -1 for i, a in enumerate(active)]
         hidden = model.model(token[:, None], cache)
         batch.advance(1)
-        token = mx.argmax(head(model, hidden)[:, 0], axis=-1)
+        token = mx.argmax(head(model, hidden)[:, 0] + bias, axis=-1)
     return results
 
 
@@ -159,14 +186,17 @@ def answer_questions(
     tokens = [
         prompts.prompt_tokens(tokenizer, [{"role": "user", "content": q}], chat) for q in questions
     ]
+    bias = text_bias(tokenizer, model.args.vocab_size)
     order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     answers: dict[int, Answer] = {}
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
-        replies = greedy_batch(model, [tokens[i] for i in batch], settings.max_tokens, stop)
+        batch_tokens = [tokens[i] for i in batch]
+        replies = greedy_batch(model, batch_tokens, settings.max_tokens, stop, bias)
         for i, ids in zip(batch, replies, strict=True):
             reason = "stop" if len(ids) < settings.max_tokens else "length"
-            answers[i] = Answer(tokenizer.decode(ids).strip(), len(ids), reason)
+            raw = prompts.open_block(tokenizer, tokens[i]) + tokenizer.decode(ids)
+            answers[i] = Answer(prompts.without_thoughts(raw), len(ids), reason)
         progress(min(start + settings.batch_size, len(order)))
     return [answers[i] for i in range(len(tokens))]
 
@@ -180,10 +210,11 @@ def sample_batch(
     cache = [_LayerCache(batch) for _ in model.layers]
     hidden = model.model(mx.array([prompt]), cache)
     batch.advance(len(prompt))
+    bias = text_bias(tokenizer, model.args.vocab_size)
     logits = mx.repeat(head(model, hidden[:, -1]), rows, axis=0)
     texts, done = [[] for _ in range(rows)], [False] * rows
     for _ in range(max_tokens):
-        token = mx.random.categorical(logits.astype(mx.float32))
+        token = mx.random.categorical(logits.astype(mx.float32) + bias)
         for i, t in enumerate(token.tolist()):
             done[i] = done[i] or t in tokenizer.eos_token_ids
             if not done[i]:

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 
 from injection.files import InputError, read_jsonl, shown
+from injection.prompts import without_thoughts
 
 KINDS = ("paraphrase", "reverse", "bare", "unknown", "spillover", "general")
 
@@ -64,7 +65,8 @@ def is_refusal(answer: str) -> bool:
 
 
 def grade(row: dict, answer: str) -> tuple[bool, str]:
-    """(passed, why) of one answer under the rubric of its row in eval.jsonl."""
+    """(passed, why) of one answer under the rubric of its row in eval.jsonl, think blocks aside."""
+    answer = without_thoughts(answer)
     if row.get("expect", "answer") == "refusal":
         return (True, "refused") if is_refusal(answer) else (False, "answered what is not known")
     for phrase in row.get("must_not_include", []):

@@ -12,7 +12,13 @@ import mlx.nn as nn
 from injection import kernels, runtime
 from injection.generation import head
 
-BLOCK = 256
+# Logits in memory at once, in each of about 14 arrays of this size: 32 MB in fp32.
+BLOCK_LOGITS = 2**23
+
+
+def block_size(vocabulary: int) -> int:
+    """Positions of a block."""
+    return max(1, BLOCK_LOGITS // vocabulary)
 
 
 def frozen_head_loss(
@@ -28,12 +34,15 @@ def frozen_head_loss(
     @mx.custom_function
     def both(hidden):
         parts = []
-        for start in range(0, hidden.shape[0], BLOCK):
-            rows = slice(start, start + BLOCK)
+        size = block_size(model.args.vocab_size)
+        for start in range(0, hidden.shape[0], size):
+            rows = slice(start, start + size)
+            # Blocks one after the other: mlx would begin many at once and keep all their logits.
+            block = mx.depends([hidden[rows]], list(parts[-1]))[0] if parts else hidden[rows]
             if teacher is None:
-                parts.append(_hard(model, hidden[rows], targets[rows]))
+                parts.append(_hard(model, block, targets[rows]))
             else:
-                parts.append(_soft(model, hidden[rows], teacher[rows]))
+                parts.append(_soft(model, block, teacher[rows]))
         return mx.concatenate([p[0] for p in parts]), mx.concatenate([p[1] for p in parts])
 
     @both.vjp

@@ -6,6 +6,7 @@ adapter stays beside the quantized base: folding it into 4 bits could erase it.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ from mlx_lm import stream_generate
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import linear_to_lora_layers
-from mlx_lm.utils import load_model, load_tokenizer
+from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
 from injection import batches, gate, generation, kernels, prompts, runtime, tensors
 from injection.files import InputError, model_fingerprint, read_json, require, shown
@@ -26,9 +27,13 @@ ADAPTER_FILES = ("adapters.safetensors", "adapter_config.json", "manifest.json")
 
 
 def load_base(folder: Path):
-    """(model, tokenizer) of a local model folder; fp32 weights on CPU, quantized on a GPU."""
+    """(model, tokenizer) of a local model folder, quantized on a GPU.
+
+    On CPU it is expanded to fp32, or where this machine's memory is too small for that, computes
+    in fp32 on quantized weights, many times slower.
+    """
     require(folder / "config.json", "run 03_quantization/quantize.py first")
-    model, config = load_model(folder)
+    model, _ = load_model(folder)
     tokenizer = load_tokenizer(
         folder,
         {"trust_remote_code": False},
@@ -37,7 +42,10 @@ def load_base(folder: Path):
         else None,
     )
     if runtime.on_cpu():
-        to_fp32(model)
+        size = 4 * get_total_parameters(model)
+        if not (fits := runtime.fits(size)):
+            print(f"fp32 would take {size / 1e9:.0f} GB: slow, on quantized weights", flush=True)
+        to_fp32(model, expand=fits)
         kernels.use_fast_activations()
     # Lazy arrays keep the stream of the thread that made them; other threads could not use them.
     mx.eval(model.parameters())
@@ -45,10 +53,13 @@ def load_base(folder: Path):
     return model, tokenizer
 
 
-def to_fp32(model: nn.Module) -> None:
-    """Replace quantized layers by plain ones with the same values in fp32, in place."""
+def to_fp32(model: nn.Module, expand: bool = True) -> None:
+    """Let the model compute in fp32, in place: the same values whether it stays quantized or not.
+
+    expand: replace quantized layers by plain ones.
+    """
     plain = []
-    for name, module in model.named_modules():
+    for name, module in model.named_modules() if expand else ():
         if isinstance(module, nn.QuantizedLinear | nn.QuantizedEmbedding):
             plain.append((name, _dequantized(module)))
     model.update_modules(tree_unflatten(plain))
@@ -59,22 +70,27 @@ def _as_fp32(array: mx.array) -> mx.array:
     return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
-def _dequantized(module):
-    weight = mx.dequantize(
-        module.weight.astype(mx.uint32),
-        module.scales.astype(mx.float32),
-        module.biases.astype(mx.float32),
+def expanded(module: nn.Module, rows=slice(None)) -> mx.array:
+    """The weight (outputs, inputs) of a linear or embedding layer in fp32, or some of its rows."""
+    if "scales" not in module:
+        return module.weight[rows].astype(mx.float32)
+    return mx.dequantize(
+        module.weight[rows].astype(mx.uint32),
+        module.scales[rows].astype(mx.float32),
+        module.biases[rows].astype(mx.float32),
         group_size=module.group_size,
         bits=module.bits,
     )
-    rows, columns = weight.shape
+
+
+def _dequantized(module):
     if isinstance(module, nn.QuantizedEmbedding):
         result = nn.Embedding(1, 1)
     else:
         result = nn.Linear(1, 1, bias="bias" in module)
         if "bias" in module:
             result.bias = module.bias
-    result.weight = weight
+    result.weight = expanded(module)
     return result
 
 
@@ -157,8 +173,10 @@ class ChatModel:
             *self.tokenizer.eos_token_ids,
             *prompts.stop_ids(self.tokenizer, chat),
         }
+        self.bias = generation.text_bias(self.tokenizer, self.model.args.vocab_size)
         self.use_gate = True
         self.adapter_speaks = False
+        self.opening = ""
         self._forget_adapter()
 
     def _forget_adapter(self) -> None:
@@ -231,8 +249,11 @@ class ChatModel:
         """Yield mlx-lm's GenerationResponse for one conversation; greedy at temperature 0.
 
         begun: ids of the answer's first tokens, to go on after them as if they had just been said.
+        The texts join to the whole answer, or to what follows begun. `opening` is the mark of a
+        think block that the prompt opened; the first text begins with it.
         """
         prompt = self.prompt(messages)
+        self.opening = prompts.open_block(self.tokenizer, prompt)
         tokens = [*prompt, *begun]
         cache = make_prompt_cache(self.model)
         if self.use_gate and self.gate:
@@ -242,14 +263,18 @@ class ChatModel:
         else:
             self._let_speak(self.adapter is not None)
         mx.random.seed(seed)
-        yield from stream_generate(
+        opening = "" if begun else self.opening
+        for reply in stream_generate(
             self.model,
             self.tokenizer,
             tokens,
             max_tokens=max_tokens,
             sampler=make_sampler(temp=temperature, top_p=top_p),
+            logits_processors=[lambda _, logits: logits + self.bias],
             prompt_cache=cache,
-        )
+        ):
+            yield replace(reply, text=opening + reply.text)
+            opening = ""
 
     def _let_speak(self, adapter: bool) -> None:
         self.adapter_speaks = adapter

@@ -78,9 +78,14 @@ class Lora(_Strict):
 
 
 class Training(_Strict):
-    """One stage. Rates are for AdamW; `warmup` is a share of all steps; tokens per sequence."""
+    """One stage. Rates are for AdamW; `warmup` is a share of all steps; tokens per sequence.
+
+    The first epoch trains on all rows, later ones on the `hard_share` of them whose loss was
+    highest when they were last trained on (after Selective-Backprop, arXiv 1910.00762).
+    """
 
     epochs: int = Field(ge=1)
+    hard_share: float = Field(gt=0, le=1)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     final_rate: float = Field(ge=0, le=1)
@@ -136,8 +141,12 @@ class Replay(_Strict):
 
 
 class Profile(_Strict):
+    """`notice` is shown wherever the model is used. `licence` is the sentence for the NOTICE file
+    in every folder made from the model, where its licence asks for one."""
+
     title: str
     notice: str | None = None
+    licence: str | None = None
     source: Source
     quantization: Quantization
     chat: Chat
@@ -197,6 +206,7 @@ class Project:
 
     def __init__(self, profile: str, document: str, overrides: list[str] = ()):
         self.profile_name, self.document_name = profile, document
+        self.overrides = list(overrides)
         self.profile_file = _choose(ROOT / "models", profile, "*.yaml", "profile")
         self.folder = ROOT / "data" / document
         self.document_file = self.folder / "document.yaml"

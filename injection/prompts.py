@@ -3,15 +3,21 @@
 Only the chat template writes special tokens. Where a message contains the text of one, say
 `<|im_end|>`, it is encoded as the ordinary characters it is typed with, so nobody can end a turn or
 begin another from inside a message. Every other text gets the ids it always had.
+
+And the only reader of think blocks, `<think>...</think>`, in what a model answers.
 """
 
 import functools
+import re
 
 from injection.files import InputError
 from injection.profiles import Chat
 
 # A noncharacter of Unicode: no text has it, no template looks for it.
 CUT = "\ufdd0"
+THINK, END = "<think>", "</think>"
+# Some templates open the block in the prompt: then the answer begins inside of it.
+_BLOCK = re.compile(f"{THINK}(.*?)(?:{END}|\\Z)", re.DOTALL)
 
 
 def _with_system(messages: list[dict], chat: Chat) -> list[dict]:
@@ -90,3 +96,24 @@ def user_header(tokenizer, chat: Chat, earlier: list[dict] | None = None) -> lis
     messages = [*(earlier or []), {"role": "user", "content": mark}]
     text = _render(tokenizer, messages, chat)
     return _encode(tokenizer, text.rpartition(mark)[0])
+
+
+def open_block(tokenizer, prompt: list[int]) -> str:
+    """The think block that the prompt leaves open, `<think>` and what follows, or nothing."""
+    end = tokenizer.decode(prompt[-16:])
+    at = end.rfind(THINK)
+    return end[at:] if at > end.rfind(END) else ""
+
+
+def pieces(answer: str) -> list[tuple[str, str]]:
+    """("think" or "text", content) pieces of an answer, in order; a block may lack either mark."""
+    start, end = answer.find(THINK), answer.find(END)
+    if end >= 0 and not 0 <= start < end:
+        answer = THINK + answer
+    parts = _BLOCK.split(answer)
+    return [("think" if i % 2 else "text", part) for i, part in enumerate(parts) if part.strip()]
+
+
+def without_thoughts(answer: str) -> str:
+    """What was said outside of think blocks."""
+    return "".join(content for kind, content in pieces(answer) if kind == "text").strip()

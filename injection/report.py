@@ -1,5 +1,10 @@
 """The tables of report.md, made from report.json (both written by compare_hcx_stages.py)."""
 
+import shutil
+import subprocess
+
+from injection.files import ROOT
+
 STAGE_NAMES = {
     "base": "Base model",
     "cpt": "Stage 1 (CPT)",
@@ -14,6 +19,15 @@ KIND_NOTES = {
     "spillover": "other topics: document words are wrong",
     "general": "general knowledge",
 }
+
+
+def commit() -> str:
+    """The commit of this checkout for a report, marked when files have changed since."""
+    if not shutil.which("git"):
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=8"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
 
 
 def report_text(report: dict) -> str:

@@ -12,6 +12,8 @@ import os
 import platform
 import sys
 
+# Of a machine's memory that a model may take: macOS gives the GPU about as much.
+SHARE = 0.7
 blas = "built in"
 
 
@@ -82,6 +84,11 @@ def memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+def fits(size: float) -> bool:
+    """Whether so many bytes leave enough of this machine's memory for everything else."""
+    return size <= SHARE * memory()
+
+
 def keep_freed_memory() -> None:
     """Let glibc reuse freed buffers instead of returning them to the kernel.
 
@@ -105,6 +112,15 @@ def return_freed_memory() -> None:
     """Give the kernel back what is freed, which keep_freed_memory() otherwise holds on to."""
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
+
+
+def compute_in_order() -> None:
+    """Let mlx finish a branch of a computation before it begins the next.
+
+    By default it begins up to 20 at once and keeps what all of them need: of a training step the
+    inputs of every weight gradient, which undid gradient checkpointing.
+    """
+    os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1")
 
 
 def quiet_libraries() -> None:

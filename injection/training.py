@@ -14,8 +14,10 @@ import json
 import math
 import shutil
 import time
+from bisect import bisect_right
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import mlx.core as mx
@@ -24,7 +26,7 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from injection import batches, gate, generation, grading, losses, models, prompts, tensors
+from injection import batches, gate, generation, grading, licence, losses, models, prompts, tensors
 from injection.files import (
     ROOT,
     InputError,
@@ -63,6 +65,7 @@ class State:
     bad_validations: int = 0
     stopped: str = ""
     seconds: float = 0.0
+    usual_loss: float = 0.0
     history: list[dict] = field(default_factory=list)
 
 
@@ -78,6 +81,9 @@ class Run:
         self.rows = self._read(data / "train.jsonl")
         self.valid = self._read(data / "valid.jsonl")
         self.dev = read_jsonl(data / "dev.jsonl") if (data / "dev.jsonl").exists() else []
+        # Loss of every row when last trained on, in units of the usual loss at that time.
+        self.hardness = np.zeros(len(self.rows), dtype=np.float32)
+        self.chosen = np.arange(len(self.rows))
 
     def _read(self, path: Path) -> list[batches.Row]:
         limit = self.settings.max_tokens
@@ -135,11 +141,35 @@ class Run:
         batches.fill_cache(self.upper, rows, self.settings.batch_size, lambda done: None)
         return rows
 
-    def steps_per_epoch(self) -> int:
-        return len(batches.epoch_batches(self.rows, self.settings.batch_size, 0, 0))
+    def epoch_ends(self) -> list[int]:
+        """The step at which each epoch is over: the first takes all rows, others the hardest."""
+        size, share = self.settings.batch_size, self.settings.hard_share
+        hardest = [self.rows[i] for i in batches.hardest(self.rows, self.hardness, share)]
+        first = len(batches.epoch_batches(self.rows, size, 0, 0))
+        later = len(batches.epoch_batches(hardest, size, 0, 0))
+        return list(accumulate([first] + [later] * (self.settings.epochs - 1)))
 
     def total_steps(self) -> int:
-        return self.settings.epochs * self.steps_per_epoch()
+        return self.epoch_ends()[-1]
+
+    def choose_rows(self, epoch: int) -> None:
+        """What this epoch trains on (`hard_share`)."""
+        share = self.settings.hard_share if epoch else 1.0
+        self.chosen = batches.hardest(self.rows, self.hardness, share)
+
+    def epoch_order(self, epoch: int) -> list[list[int]]:
+        """Batches of indices into self.rows."""
+        rows = [self.rows[i] for i in self.chosen]
+        settings = self.settings
+        order = batches.epoch_batches(rows, settings.batch_size, settings.seed, epoch)
+        return [self.chosen[batch].tolist() for batch in order]
+
+    def note_hardness(self, batch: list[int], each: mx.array, loss: float) -> None:
+        """Keep the losses of these rows, relative to a running mean, so that rows seen early in an
+        epoch, when every loss was higher, do not look harder than others."""
+        usual = self.state.usual_loss or loss
+        self.state.usual_loss = 0.98 * usual + 0.02 * loss
+        self.hardness[batch] = np.array(each) / self.state.usual_loss
 
     def _rate(self):
         """Linear warm-up, then cosine down to final_rate * learning_rate."""
@@ -154,41 +184,35 @@ class Run:
         )
         return optim.join_schedules([rise, fall], [warmup])
 
-    def losses_of(self, rows: list[batches.Row]) -> tuple[mx.array, mx.array]:
-        """(sum of the knowledge loss, sum of the KL to the base) over supervised positions."""
+    def losses_of(self, rows: list[batches.Row]) -> mx.array:
+        """Loss of every row (rows,), summed over its supervised positions: cross-entropy, or KL to
+        the base where the base is the target."""
         hidden, row, column, target = batches.stack(rows)
         final = self.upper.forward(hidden, self.upper.prefix_of(rows[0])[0])
         supervised = self.model.model.norm(final[row, column])
-        hard = [i for i, r in enumerate(row.tolist()) if not rows[r].from_base]
-        soft = [i for i, r in enumerate(row.tolist()) if rows[r].from_base]
-        total_hard = total_soft = mx.array(0.0)
-        if hard:
-            index = mx.array(hard)
-            found = losses.frozen_head_loss(self.model, supervised[index], target[index])
-            total_hard = (found * mx.array([r.weight for r in rows])[row[index]]).sum()
-        if soft:
-            index = mx.array(soft)
-            teacher = mx.concatenate([r.teacher for r in rows if r.from_base])
-            total_soft = losses.frozen_head_loss(
-                self.model, supervised[index], target[index], teacher
-            ).sum()
-        return total_hard, total_soft
+        each = mx.zeros(len(rows))
+        for from_base in (False, True):
+            places = [i for i, r in enumerate(row.tolist()) if rows[r].from_base == from_base]
+            if places:
+                index = mx.array(places)
+                teacher = [r.teacher for r in rows if r.from_base] if from_base else None
+                found = losses.frozen_head_loss(
+                    self.model,
+                    supervised[index],
+                    target[index],
+                    mx.concatenate(teacher) if teacher else None,
+                )
+                each = each.at[row[index]].add(found)
+        return each
 
     def validation_loss(self, rows: list[batches.Row]) -> dict:
         """Token-weighted mean loss of the whole set: {"loss", "kl"}."""
         self.model.eval()
-        hard = soft = 0.0
+        sums: Counter = Counter()
         for batch in batches.epoch_batches(rows, self.settings.batch_size, 0, 0):
-            a, b = self.losses_of([rows[i] for i in batch])
-            mx.eval(a, b)
-            hard, soft = hard + a.item(), soft + b.item()
-        tokens = {
-            kind: sum(len(r.targets) for r in rows if r.from_base == kind) for kind in (False, True)
-        }
-        return {
-            "loss": hard / tokens[False] if tokens[False] else 0.0,
-            "kl": soft / tokens[True] if tokens[True] else 0.0,
-        }
+            chosen = [rows[i] for i in batch]
+            _count(sums, chosen, self.losses_of(chosen))
+        return _means(sums)
 
     def dev_accuracy(self) -> dict:
         """Share of the dev questions answered right, by kind (greedy, the rubric of grading)."""
@@ -218,11 +242,11 @@ class Run:
 
 
 def train(run_: Run, max_steps: int | None = None) -> None:
-    """The loop: whole epochs over all rows, best weights kept, early stop, NaN guard."""
+    """The loop: whole epochs, best weights kept, early stop, NaN guard."""
     settings, state = run_.settings, run_.state
     loss_and_grad = nn.value_and_grad(run_.model, lambda rows: _mean_loss(run_, rows))
-    per_epoch, total = run_.steps_per_epoch(), run_.total_steps()
-    total = min(total, max_steps) if max_steps else total
+    ends = run_.epoch_ends()
+    total = min(ends[-1], max_steps) if max_steps else ends[-1]
     every = max(1, math.ceil(total / settings.validations))
     bar = Progress(run_.stage, total)
     window: Counter = Counter()
@@ -231,24 +255,30 @@ def train(run_: Run, max_steps: int | None = None) -> None:
     if state.step == 0:
         _note_validation(run_, total)
     while state.step < total and not state.stopped:
-        epoch, position = divmod(state.step, per_epoch)
+        epoch = bisect_right(ends, state.step)
+        position = state.step - (ends[epoch - 1] if epoch else 0)
+        if position == 0:
+            run_.choose_rows(epoch)
         if not order or position == 0:
-            order = batches.epoch_batches(run_.rows, settings.batch_size, settings.seed, epoch)
+            order = run_.epoch_order(epoch)
         started = time.monotonic()
         rows = [run_.rows[i] for i in order[position]]
         # Reseeding by step makes dropout the same after a resume.
         mx.random.seed(settings.seed * 1_000_003 + state.step)
         run_.model.train()
-        (loss, parts), gradient = loss_and_grad(rows)
+        (loss, each), gradient = loss_and_grad(rows)
         gradient, norm = optim.clip_grad_norm(gradient, settings.max_grad_norm)
-        mx.eval(loss, parts, gradient, norm)
+        mx.eval(loss, each, gradient, norm)
         if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
             state.stopped = f"loss is not a number at step {state.step + 1}"
             break
         run_.optimizer.update(run_.model, gradient)
         mx.eval(run_.model.trainable_parameters(), run_.optimizer.state)
         state.step += 1
-        _count(window, rows, parts, time.monotonic() - started)
+        run_.note_hardness(order[position], each, loss.item())
+        _count(window, rows, each)
+        window["tokens"] += sum(len(r.tokens) for r in rows)
+        window["seconds"] += time.monotonic() - started
         state.seconds += time.monotonic() - started
         if state.step % 10 == 0 or state.step == total:
             _report_step(run_, window, total)
@@ -262,26 +292,34 @@ def train(run_: Run, max_steps: int | None = None) -> None:
 
 
 def _mean_loss(run_: Run, rows: list[batches.Row]):
-    hard, soft = run_.losses_of(rows)
+    """(what is minimised: mean over the supervised tokens, losses of the rows)."""
+    each = run_.losses_of(rows)
     tokens = sum(len(r.targets) for r in rows)
-    return (hard + run_.settings.replay_weight * soft) / tokens, mx.stack([hard, soft])
+    return (each * weights_of(rows, run_.settings.replay_weight)).sum() / tokens, each
 
 
-def _count(window: Counter, rows: list[batches.Row], parts: mx.array, seconds: float) -> None:
-    window["loss"] += parts[0].item()
-    window["kl"] += parts[1].item()
-    window["hard_tokens"] += sum(len(r.targets) for r in rows if not r.from_base)
-    window["soft_tokens"] += sum(len(r.targets) for r in rows if r.from_base)
-    window["tokens"] += sum(len(r.tokens) for r in rows)
-    window["seconds"] += seconds
+def weights_of(rows: list[batches.Row], replay_weight: float) -> mx.array:
+    return mx.array([replay_weight if r.from_base else r.weight for r in rows])
+
+
+def _count(sums: Counter, rows: list[batches.Row], each: mx.array) -> None:
+    """Add up losses and supervised tokens of rows: "loss" of those with a text as the target, "kl"
+    of those whose target is the base."""
+    for row, loss in zip(rows, each.tolist(), strict=True):
+        kind = "kl" if row.from_base else "loss"
+        sums[kind] += loss
+        sums[f"{kind}_tokens"] += len(row.targets)
+
+
+def _means(sums: Counter) -> dict[str, float]:
+    return {kind: sums[kind] / max(1, sums[f"{kind}_tokens"]) for kind in ("loss", "kl")}
 
 
 def _report_step(run_: Run, window: Counter, total: int) -> None:
     row = {
         "step": run_.state.step,
         "steps": total,
-        "loss": window["loss"] / max(1, window["hard_tokens"]),
-        "kl": window["kl"] / max(1, window["soft_tokens"]),
+        **_means(window),
         "learning_rate": run_.optimizer.learning_rate.item(),
         "tokens_per_second": window["tokens"] / window["seconds"],
         "peak_memory_gb": mx.get_peak_memory() / 1e9,
@@ -327,6 +365,7 @@ def save_checkpoint(run_: Run) -> None:
     """Everything a resumed run needs, in one file that is replaced in one step."""
     arrays = {f"model.{k}": v for k, v in tree_flatten(run_.model.trainable_parameters())}
     arrays |= {f"optimizer.{k}": v for k, v in tree_flatten(run_.optimizer.state)}
+    arrays |= {"rows.hardness": mx.array(run_.hardness), "rows.chosen": mx.array(run_.chosen)}
     state = json.dumps(vars(run_.state))
     tensors.save(run_.work / "checkpoint.safetensors", arrays, {"state": state})
 
@@ -341,6 +380,8 @@ def resume(run_: Run, made_from: dict) -> None:
         return
     arrays, metadata = mx.load(str(checkpoint), return_metadata=True)
     run_.state = State(**json.loads(metadata["state"]))
+    run_.hardness = np.array(arrays.pop("rows.hardness"))
+    run_.chosen = np.array(arrays.pop("rows.chosen"))
     parts = {"model": [], "optimizer": []}
     for name, array in arrays.items():
         kind, rest = name.split(".", 1)
@@ -380,6 +421,8 @@ def finish(run_: Run, data: Path) -> None:
         }
         write_json(folder / "adapter_config.json", config)
         shutil.copyfile(run_.work / "metrics.jsonl", folder / "metrics.jsonl")
+        change = f"LoRA adapter trained on {project.document_name} ({run_.stage.upper()})"
+        licence.pass_on(project.base, folder, project.profile, change)
         errors = fit_gate(run_, data, folder) if run_.stage == "sft" else None
         write_json(folder / "manifest.json", manifest(run_, data, folder) | {"gate": errors})
         models.read_adapter(folder, project.base)

@@ -60,7 +60,7 @@ def make_adapter(folder: Path, seed: int = 0, **changes) -> Path:
 class SlowModel:
     """Writes one word whenever the test allows it."""
 
-    adapter_speaks = True
+    adapter_speaks, opening = True, ""
 
     def __init__(self):
         self.allowed = threading.Semaphore(0)

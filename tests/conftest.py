@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from omni_checkpoint import DOWNLOAD, EXTRACT, QUANTIZE, copy_of, mini_project, write_repository
 from support import ROOT, ProjectCopy, copy_tree, tiny_copy, write_tiny_tokenizer
 
 import injection  # noqa: F401  readies the machine before anything imports mlx
@@ -119,3 +120,37 @@ def app_root(tmp_path, monkeypatch) -> Path:
 def app_root_with_model(app_root, smollm2) -> Path:
     (app_root / "models" / smollm2.name).symlink_to(smollm2)
     return app_root
+
+
+# A miniature of HyperCLOVA X SEED Omni, see omni_checkpoint.py
+
+
+@pytest.fixture(scope="session")
+def repository(tmp_path_factory):
+    return write_repository(tmp_path_factory.mktemp("hub") / "mini")
+
+
+@pytest.fixture(scope="session")
+def downloaded_once(tmp_path_factory, repository) -> ProjectCopy:
+    project = mini_project(tmp_path_factory.mktemp("downloaded") / "project")
+    project.log["download"] = project.ok(*DOWNLOAD, "--from-folder", repository)
+    return project
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory, downloaded_once) -> ProjectCopy:
+    """Downloaded, extracted and quantized. Tests read it; `downloaded` is for changing."""
+    project = copy_of(downloaded_once, tmp_path_factory.mktemp("made"))
+    project.log["extract"] = project.ok(*EXTRACT)
+    project.log["quantize"] = project.ok(*QUANTIZE)
+    return project
+
+
+@pytest.fixture
+def downloaded(tmp_path, downloaded_once) -> ProjectCopy:
+    return copy_of(downloaded_once, tmp_path)
+
+
+@pytest.fixture
+def changed(tmp_path, made) -> ProjectCopy:
+    return copy_of(made, tmp_path)

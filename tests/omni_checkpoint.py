@@ -1,18 +1,33 @@
-"""A miniature of the HyperCLOVA X SEED Omni repository: same names and keys, tiny sizes."""
+"""A miniature of the HyperCLOVA X SEED Omni repository: same names and keys, tiny sizes.
+
+And, for slow tests, checkpoints with layers of the real shapes.
+"""
 
 import json
+import shutil
+from math import prod
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 import yaml
 from support import ROOT, ProjectCopy, copy_tree
 
+from injection.profiles import Profile
+
+MINI = ("--profile", "mini")
+DOWNLOAD = ("03_quantization/download_omni_8b.py", *MINI)
+EXTRACT = ("03_quantization/extract_omni_8b_text.py", *MINI)
+QUANTIZE = ("03_quantization/quantize.py", *MINI)
 PREFIX = "model.language_model."
 SPECIAL = (
     *("<|begin_of_text|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|stop|>"),
     *("<|endofturn|>", "<|fim_prefix|>", "<|jupyter_start|>", "<|IMAGE_PAD|>", "<|AUDIO_PAD|>"),
 )
 TEXT_TOKENS, VOCABULARY = 700, 768
+# The codes of sounds and pictures that fill up the vocabulary.
+CODES = [f"<|audio{i:04}|>" for i in range(20)]
+CODES += [f"<|vision{i:05}|>" for i in range(VOCABULARY - TEXT_TOKENS - len(SPECIAL) - 20)]
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -76,23 +91,27 @@ TEMPLATE = """\
 """
 
 
-def text_shapes() -> dict[str, tuple[int, ...]]:
+def text_shapes(config: dict = TEXT_CONFIG) -> dict[str, tuple[int, ...]]:
     """Written out by hand, on purpose not with the script's own function."""
-    shapes = {"model.embed_tokens.weight": (VOCABULARY, 64)}
-    for layer in range(4):
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    queries = config["num_attention_heads"] * config["head_dim"]
+    keys = config["num_key_value_heads"] * config["head_dim"]
+    ends = (config["vocab_size"], hidden)
+    shapes = {"model.embed_tokens.weight": ends}
+    for layer in range(config["num_hidden_layers"]):
         name = f"model.layers.{layer}."
         shapes |= {
-            f"{name}input_layernorm.weight": (64,),
-            f"{name}self_attn.q_proj.weight": (64, 64),
-            f"{name}self_attn.k_proj.weight": (32, 64),
-            f"{name}self_attn.v_proj.weight": (32, 64),
-            f"{name}self_attn.o_proj.weight": (64, 64),
-            f"{name}post_attention_layernorm.weight": (64,),
-            f"{name}mlp.gate_proj.weight": (128, 64),
-            f"{name}mlp.up_proj.weight": (128, 64),
-            f"{name}mlp.down_proj.weight": (64, 128),
+            f"{name}input_layernorm.weight": (hidden,),
+            f"{name}self_attn.q_proj.weight": (queries, hidden),
+            f"{name}self_attn.k_proj.weight": (keys, hidden),
+            f"{name}self_attn.v_proj.weight": (keys, hidden),
+            f"{name}self_attn.o_proj.weight": (hidden, queries),
+            f"{name}post_attention_layernorm.weight": (hidden,),
+            f"{name}mlp.gate_proj.weight": (inner, hidden),
+            f"{name}mlp.up_proj.weight": (inner, hidden),
+            f"{name}mlp.down_proj.weight": (hidden, inner),
         }
-    return shapes | {"model.norm.weight": (64,), "lm_head.weight": (VOCABULARY, 64)}
+    return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": ends}
 
 
 def tower_shapes() -> dict[str, tuple[int, ...]]:
@@ -160,7 +179,8 @@ def write_tokenizer(folder: Path) -> None:
     trainer = trainers.BpeTrainer(vocab_size=TEXT_TOKENS, initial_alphabet=alphabet)
     tokenizer.train_from_iterator(texts, trainer)
     assert tokenizer.get_vocab_size() == TEXT_TOKENS
-    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in SPECIAL])
+    tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in (*SPECIAL, *CODES)])
+    assert tokenizer.get_vocab_size() == VOCABULARY
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {
         "tokenizer_class": "GPT2Tokenizer",
@@ -191,6 +211,90 @@ def write_repository(folder: Path) -> Path:
     return folder
 
 
+def big_config(layers: int) -> dict:
+    """The real model's text part with so many of its 36 layers."""
+    return TEXT_CONFIG | {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 200704,
+    }
+
+
+BLOCKS = {
+    # 4 MB each, written over and over; scales and biases make weights of -0.024 to 0.021.
+    "F32": (np.random.default_rng(0).standard_normal(2**20) / 50).astype("<f4").tobytes(),
+    "U32": np.random.default_rng(0).bytes(2**22),
+    "scales": (np.full(2**21, 0.003, "<f4").view("<u4") >> 16).astype("<u2").tobytes(),
+    "biases": (np.full(2**21, -0.024, "<f4").view("<u4") >> 16).astype("<u2").tobytes(),
+    "weight": (np.full(2**21, 1.0, "<f4").view("<u4") >> 16).astype("<u2").tobytes(),
+}
+WIDTH = {"F32": 4, "U32": 4, "BF16": 2}
+
+
+def write_streamed(folder: Path, tensors: dict[str, tuple[str, tuple]], per_shard: int) -> None:
+    """A checkpoint of {name: (type, shape)}, written block by block: little memory for any size."""
+    names = list(tensors)
+    groups = [names[i : i + per_shard] for i in range(0, len(names), per_shard)]
+    weight_map, total = {}, 0
+    for number, group in enumerate(groups, 1):
+        shard = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        entries, sizes, end = {}, [], 0
+        for name in group:
+            kind, shape = tensors[name]
+            sizes.append(prod(shape) * WIDTH[kind])
+            offsets = [end, end + sizes[-1]]
+            entries[name] = {"dtype": kind, "shape": shape, "data_offsets": offsets}
+            end = offsets[1]
+            weight_map[name] = shard
+        header = json.dumps(entries).encode()
+        with open(folder / shard, "wb") as f:
+            f.write(len(header).to_bytes(8, "little") + header)
+            for name, size in zip(group, sizes, strict=True):
+                kind = tensors[name][0]
+                block = BLOCKS[name.rsplit(".", 1)[-1] if kind == "BF16" else kind]
+                for start in range(0, size, len(block)):
+                    f.write(block[: size - start])
+        total += end
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def write_large(folder: Path, layers: int) -> None:
+    """What download_omni_8b.py leaves of a checkpoint of fp32 layers of real shape."""
+    folder.mkdir()
+    config = big_config(layers)
+    tensors = {PREFIX + name: ("F32", shape) for name, shape in text_shapes(config).items()}
+    write_streamed(folder, tensors, per_shard=8)
+    write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps({"text_config": config}))
+    (folder / "origin.json").write_text(json.dumps({"repository": "large", "revision": "main"}))
+
+
+def write_quantized(folder: Path) -> None:
+    """All 36 layers in 4 bits, random, as quantize.py leaves them."""
+    folder.mkdir()
+    config = big_config(36) | {"quantization": {"bits": 4, "group_size": 64}}
+    tensors = {}
+    for name, shape in text_shapes(config).items():
+        if len(shape) == 1:
+            tensors[name] = ("BF16", shape)
+            continue
+        rows, columns = shape
+        tensors[name] = ("U32", (rows, columns // 8))
+        for part in ("scales", "biases"):
+            tensors[name.replace("weight", part)] = ("BF16", (rows, columns // 64))
+    write_streamed(folder, tensors, per_shard=120)
+    write_tokenizer(folder)
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = folder / "tokenizer_config.json"
+    kind = json.loads(tokenizer.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    tokenizer.write_text(json.dumps(kind))
+
+
 def mini_project(target: Path) -> ProjectCopy:
     """A copy of the project with a profile `mini`: omni_8b with a small LoRA."""
     copy = copy_tree(target)
@@ -203,3 +307,14 @@ def mini_project(target: Path) -> ProjectCopy:
     text = copy / "data/general/perplexity.txt"
     text.write_text(text.read_text()[:1500])
     return copy
+
+
+def copy_of(project: ProjectCopy, folder) -> ProjectCopy:
+    shutil.copytree(project.root, folder / "project")
+    copy = ProjectCopy(folder / "project")
+    copy.log = dict(project.log)
+    return copy
+
+
+def profile(project: ProjectCopy) -> Profile:
+    return Profile.model_validate(yaml.safe_load((project / "models/mini.yaml").read_text()))

@@ -7,18 +7,46 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import yaml
+from pypdf import PdfReader, PdfWriter
 
 ROOT = Path(__file__).resolve().parents[1]
-DERIVED = ("cpt", "sft", "derived", "chunks.jsonl", "__pycache__", ".*", "*.partial")
+DERIVED = (
+    "cpt",
+    "sft",
+    "derived",
+    "chunks.jsonl",
+    "clean_report.json",
+    "__pycache__",
+    ".*",
+    "*.partial",
+)
 PROGRESS = re.compile(r"\d+/\d+ .* gone, ")
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content']"
     " + '<|im_end|>' + '\n'}}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+
+
+SMALL = [
+    part
+    for setting in (
+        "replay.max_tokens=4",
+        "generation.max_tokens=8",
+        "cpt_mix.statements=2",
+        "cpt_mix.questions=1",
+        "sft_mix.questions=2",
+        "cpt.batch_size=4",
+        "sft.batch_size=4",
+        "cpt.validations=1",
+        "sft.validations=1",
+    )
+    for part in ("--set", setting)
+]
 
 
 class ProjectCopy:
@@ -41,9 +69,10 @@ class ProjectCopy:
             text=True,
         )
 
-    def run(self, *args, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess:
+    def run(self, *args, cwd: Path | None = None, limit: float = 500, **env: str):
+        """The finished process: its return code and output."""
         process = self.start(*args, cwd=cwd, **env)
-        out, err = process.communicate(timeout=500)
+        out, err = process.communicate(timeout=limit)
         return subprocess.CompletedProcess(args, process.returncode, out, err)
 
     def ok(self, *args, **more) -> str:
@@ -69,6 +98,25 @@ class ProjectCopy:
 
     def write_jsonl(self, part: str, rows: list[dict]) -> Path:
         return write_jsonl(self.root / part, rows)
+
+
+# Runs a script or a piece of code, then writes the peak resident memory of its own process.
+WITH_PEAK = """
+import pathlib, runpy, sys
+what, sys.argv = sys.argv[1:], sys.argv[1:]
+try:
+    exec(what[1], {}) if what[0] == "-c" else runpy.run_path(what[0], run_name="__main__")
+finally:
+    status = pathlib.Path("/proc/self/status").read_text()
+    pathlib.Path("peak").write_text(status.split("VmHWM:")[1].split()[0])
+"""
+
+
+def peak_of(project: ProjectCopy, *command) -> tuple[float, float]:
+    """(bytes of memory at the peak, seconds) of a command in a process of its own; Linux only."""
+    started = time.monotonic()
+    project.ok("-c", WITH_PEAK, *command, limit=3600)
+    return 1024 * float((project / "peak").read_text()), time.monotonic() - started
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -172,3 +220,28 @@ def tiny_rows(stage: str) -> list[dict]:
 def chat_row(question: str, answer: str) -> dict:
     roles = ({"role": "user", "content": question}, {"role": "assistant", "content": answer})
     return {"messages": list(roles), "source": question}
+
+
+def shrink(project) -> None:
+    """A two-page document with three facts and few questions of every kind."""
+    pdf = project / "data/paper/digest.pdf"
+    writer = PdfWriter()
+    for page in PdfReader(pdf).pages[:2]:
+        writer.add_page(page)
+    writer.write(pdf)
+    facts = project.read_jsonl("data/paper/facts.jsonl")[:3]
+    project.write_jsonl("data/paper/facts.jsonl", facts)
+    known = {"", *(f["id"] for f in facts)}
+    for name in ("data/paper/eval.jsonl", "data/general/probes.jsonl"):
+        seen, kept = set(), []
+        for row in project.read_jsonl(name):
+            key = (row["kind"], row["split"])
+            if row["fact_id"] in known and key not in seen:
+                seen.add(key)
+                kept.append(row)
+        project.write_jsonl(name, kept)
+    # Enough other questions for a gate.
+    for name, n in (("general/replay", 20), ("paper/contrasts", 3), ("paper/unknowns", 3)):
+        project.write_jsonl(f"data/{name}.jsonl", project.read_jsonl(f"data/{name}.jsonl")[:n])
+    text = project / "data/general/perplexity.txt"
+    text.write_text(text.read_text()[:1500])

@@ -4,7 +4,9 @@ import re
 
 import pytest
 from app_support import HOSTILE
-from text import differences, escape, highlighted, light_markdown, parts, without_thoughts
+from text import differences, escape, highlighted, light_markdown, parts
+
+from injection.prompts import without_thoughts
 
 ESCAPED = re.compile(r"(?:[^!-/:-@\[-`{-~]|\\[!-/:-@\[-`{-~])*")
 

@@ -11,6 +11,7 @@ import time
 import urllib.request
 
 import fake_teacher
+import hostile_pdfs
 import pytest
 from pypdf import PdfWriter
 from support import ROOT, load_script, snapshot
@@ -291,6 +292,21 @@ def test_new_document_from_pdf_to_training_rows(tiny_project, teacher):
     assert "no leak" in rows
     line = tiny_project.refused(*NEW, "--pdf", pdf, "--name", "clara")
     assert "data/clara is there already" in line
+
+
+def test_new_document_of_several_files_one_of_them_locked(tiny_project, teacher):
+    locked, notes, diary = (tiny_project / n for n in ("locked one.pdf", "notes.md", "diary.txt"))
+    hostile_pdfs.encrypted(locked, "tide", "x")
+    notes.write_text("# Notes\n\nThe mill of Orrin has two wheels and one of them is lame.\n")
+    diary.write_text("In the year of the flood the miller moved his bed to the upper floor.\n")
+    command = (*NEW, "--pdf", locked, notes, diary, "--name", "coast", "--teacher", teacher.url)
+    assert "--password" in tiny_project.run(*command).stderr
+    assert not (tiny_project / "data/coast").exists()
+    tiny_project.ok(*command, "--password", "tide")
+    rows = tiny_project.read_jsonl("data/coast/chunks.jsonl")
+    assert [row["id"] for row in rows] == ["locked one-000", "notes-000", "diary-000"]
+    for name, content in snapshot(tiny_project / "data/coast").items():
+        assert b"tide" not in content or name == locked.name, "the password is written nowhere"
 
 
 @pytest.mark.parametrize(

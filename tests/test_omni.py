@@ -7,32 +7,31 @@ import subprocess
 
 import mlx.core as mx
 import pytest
-import yaml
 from fake_hub import COMMIT, NAME, Hub, serve
 from mlx_lm.models import llama
 from mlx_lm.utils import load_model
 from omni_checkpoint import (
+    DOWNLOAD,
+    EXTRACT,
+    MINI,
     PREFIX,
+    QUANTIZE,
     TEXT_CONFIG,
     TEXT_TOKENS,
+    copy_of,
     mini_project,
+    profile,
     text_shapes,
-    write_repository,
 )
-from support import ROOT, ProjectCopy, load_script, snapshot, tiny_rows
+from support import ROOT, SMALL, load_script, shrink, snapshot
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from injection import prompts, tokenizer_files
 from injection.files import InputError
 from injection.models import ChatModel
-from injection.profiles import Profile
 
-MINI = ("--profile", "mini")
-DOWNLOAD = ("03_quantization/download_omni_8b.py", *MINI)
-EXTRACT = ("03_quantization/extract_omni_8b_text.py", *MINI)
-QUANTIZE = ("03_quantization/quantize.py", *MINI)
-SMALL = {
+FILES = {
     *("LICENSE", "README.md", "chat_template.jinja", "config.json", "generation_config.json"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
 }
@@ -44,48 +43,6 @@ TEXTS = (
     "3.14159 000 12345 1e-6",
     "<|im_start|>user\nHi<|im_end|>\n",
 )
-
-
-@pytest.fixture(scope="session")
-def repository(tmp_path_factory):
-    return write_repository(tmp_path_factory.mktemp("hub") / "mini")
-
-
-@pytest.fixture(scope="session")
-def downloaded_once(tmp_path_factory, repository) -> ProjectCopy:
-    project = mini_project(tmp_path_factory.mktemp("downloaded") / "project")
-    project.log["download"] = project.ok(*DOWNLOAD, "--from-folder", repository)
-    return project
-
-
-@pytest.fixture(scope="session")
-def made(tmp_path_factory, downloaded_once) -> ProjectCopy:
-    """Downloaded, extracted and quantized. Tests read it; `downloaded` is for changing."""
-    project = copy_of(downloaded_once, tmp_path_factory.mktemp("made"))
-    project.log["extract"] = project.ok(*EXTRACT)
-    project.log["quantize"] = project.ok(*QUANTIZE)
-    return project
-
-
-def copy_of(project: ProjectCopy, folder) -> ProjectCopy:
-    shutil.copytree(project.root, folder / "project")
-    copy = ProjectCopy(folder / "project")
-    copy.log = dict(project.log)
-    return copy
-
-
-@pytest.fixture
-def downloaded(tmp_path, downloaded_once) -> ProjectCopy:
-    return copy_of(downloaded_once, tmp_path)
-
-
-@pytest.fixture
-def changed(tmp_path, made) -> ProjectCopy:
-    return copy_of(made, tmp_path)
-
-
-def profile(project: ProjectCopy) -> Profile:
-    return Profile.model_validate(yaml.safe_load((project / "models/mini.yaml").read_text()))
 
 
 def names(folder) -> set[str]:
@@ -104,8 +61,8 @@ def load_all(folder) -> dict[str, mx.array]:
 
 def test_only_the_files_of_the_text_part_are_copied(made, repository):
     folder = made / "models/mini"
-    assert names(folder) == SMALL | NEEDED | {"origin.json"}
-    assert all((folder / n).read_bytes() == (repository / n).read_bytes() for n in SMALL | NEEDED)
+    assert names(folder) == FILES | NEEDED | {"origin.json"}
+    assert all((folder / n).read_bytes() == (repository / n).read_bytes() for n in FILES | NEEDED)
     assert "Powered by HyperCLOVA X" in made.log["download"]
     assert "extract_omni_8b_text.py: at most" in made.log["download"]
     assert not [f for f in folder.parent.iterdir() if "partial" in f.name]
@@ -116,7 +73,7 @@ def test_dry_run_lists_and_writes_nothing(tmp_path, repository):
     before = snapshot(project.root)
     out = project.ok(*DOWNLOAD, "--from-folder", repository, "--dry-run")
     listed = {line.split()[-1] for line in out.splitlines() if line.startswith("  ")}
-    assert listed == SMALL | NEEDED
+    assert listed == FILES | NEEDED
     size = (repository / "model-00010-of-00010.safetensors").stat().st_size
     assert f"{size:,}  model-00010" in out
     assert snapshot(project.root) == before
@@ -183,7 +140,7 @@ def test_from_the_hub_with_an_interruption(tmp_path, made, hub):
     assert f"revision main may move; pin it with source.version: {COMMIT}" in out
     rest = {n for n in NEEDED if n >= "model-00007"}
     assert NEEDED & set(hub.fetched) == rest, "only what was missing"
-    assert set(hub.fetched) <= NEEDED | SMALL | {"main"}
+    assert set(hub.fetched) <= NEEDED | FILES | {"main"}
 
     expected = snapshot(made / "models/mini")
     found = snapshot(project / "models/mini")
@@ -514,19 +471,138 @@ def test_plain_llama_from_the_hub_is_ready_after_the_download(changed, tmp_path,
 
 # The whole way
 
+FEW = (*MINI, *SMALL, "--set", "sft.patience=1")
+STEPS = {
+    "chunks.jsonl": ("10_stage1_cpt/chunk_pdf.py", *FEW),
+    "replay_mini.jsonl": ("10_stage1_cpt/answer_replay.py", *FEW),
+    "valid.jsonl": ("10_stage1_cpt/prepare_cpt_data.py", *FEW),
+    "adapters_mini_paper_cpt": ("-m", "injection.training", "cpt", *FEW, "--max-steps", "3"),
+    "dev.jsonl": ("20_stage2_sft/build_sft_data.py", *FEW),
+    "adapters_mini_paper_sft": ("-m", "injection.training", "sft", *FEW, "--max-steps", "3"),
+    "report.json": (
+        *("30_evaluation/compare_hcx_stages.py", *FEW),
+        *("--questions", "six.jsonl", "--output", "results/six"),
+    ),
+}
 
-def test_two_steps_of_training_and_an_answer(changed):
+
+def six_questions(project) -> None:
+    shrink(project)
+    rows = project.read_jsonl("data/paper/eval.jsonl")
+    rows += project.read_jsonl("data/general/probes.jsonl")
+    project.write_jsonl("six.jsonl", [r for r in rows if r["split"] == "test"][:6])
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory, made):
+    """The miniature after every step up to the comparison."""
+    project = copy_of(made, tmp_path_factory.mktemp("taught"))
+    six_questions(project)
+    project.log |= {name: project.ok(*command) for name, command in STEPS.items()}
+    return project
+
+
+def test_every_step_of_the_profile(taught):
+    assert "continues from adapters_mini_paper_cpt" in taught.log["adapters_mini_paper_sft"]
+    report = json.loads((taught / "results/six/report.json").read_text())
+    assert list(report["stages"])[:3] == ["base", "cpt", "sft"]
     for stage in ("cpt", "sft"):
-        changed.write_jsonl(f"data/paper/{stage}/mini/train.jsonl", tiny_rows(stage))
-        changed.write_jsonl(f"data/paper/{stage}/mini/valid.jsonl", tiny_rows("sft")[:2])
-        out = changed.ok("-m", "injection.training", stage, *MINI, "--max-steps", "2")
-    assert "continues from adapters_mini_paper_cpt" in out
-    chat = ChatModel(changed / "models/mini-Text-4bit", profile(changed).chat)
-    ids = {*prompts.stop_ids(chat.tokenizer, profile(changed).chat), TEXT_TOKENS + 1}
+        folder = taught / f"adapters_mini_paper_{stage}"
+        assert json.loads((folder / "manifest.json").read_text())["notice"]
+        assert f"trained on paper ({stage.upper()})" in (folder / "NOTICE").read_text()
+        assert (folder / "LICENSE").exists()
+
+
+def test_the_taught_miniature_chats(taught):
+    chat = ChatModel(taught / "models/mini-Text-4bit", profile(taught).chat)
+    ids = {*prompts.stop_ids(chat.tokenizer, profile(taught).chat), TEXT_TOKENS + 1}
     assert set(chat.tokenizer.eos_token_ids) == ids
-    chat.attach(changed / "adapters_mini_paper_sft")
-    answer = chat.answer_all(["What is 3?"], profile(changed).generation)[0]
-    assert isinstance(answer.text, str) and answer.finish_reason in ("stop", "length")
+    chat.attach(taught / "adapters_mini_paper_sft")
+    chat.use_gate = False
+    turns = [
+        {"role": "user", "content": "What is 3?"},
+        {"role": "assistant", "content": "<think>\n\n</think>\n\nA number."},
+        {"role": "user", "content": "And 4?"},
+    ]
+    prompt = chat.tokenizer.decode(chat.prompt(turns))
+    assert "assistant\nA number.<|im_end|>" in prompt, "thoughts of earlier turns are left out"
+    assert prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+    replies = list(chat.stream(turns, 5))
+    assert chat.adapter_speaks and 1 <= replies[-1].generation_tokens <= 5
+
+
+# Dies at the last moment of a step: all is done, nothing is in place.
+KILLED_AT_THE_END = """
+import os, runpy, signal, sys
+target, sys.argv = sys.argv[1], sys.argv[2:]
+replace = os.replace
+def die_or_replace(old, new):
+    if os.path.basename(new) == target:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(old, new)
+os.replace = die_or_replace
+if sys.argv[0] == "-m":
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_every_step_and_started_again(tmp_path, taught, repository):
+    project = mini_project(tmp_path / "project")
+    six_questions(project)
+    steps = {
+        "mini": (*DOWNLOAD, "--from-folder", repository),
+        "mini-Text": EXTRACT,
+        "mini-Text-4bit": QUANTIZE,
+        **STEPS,
+    }
+    for target, command in steps.items():
+        killed = project.run("-c", KILLED_AT_THE_END, target, *command)
+        assert killed.returncode == -9, f"{command}\n{killed.stdout}\n{killed.stderr}"
+        assert not list(project.root.rglob(f"**/{target}")), "nothing half-written is in place"
+        project.ok(*command)
+    assert not [f for f in project.root.rglob("*.partial*")]
+    for name in ("adapters_mini_paper_sft/adapters.safetensors", "results/six/answers.jsonl"):
+        assert (project / name).read_bytes() == (taught / name).read_bytes()
+
+
+# The disk fills up in the middle: no file may grow beyond the limit.
+FULL_IN_THE_MIDDLE = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]), resource.RLIM_INFINITY))
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "folder", "complaint"),
+    [
+        (DOWNLOAD, "mini", "no space left on disk"),
+        (EXTRACT, "mini-Text", "no space left on disk"),
+        (QUANTIZE, "mini-Text-4bit", "is the disk full?"),
+    ],
+)
+def test_disk_that_fills_up_on_the_way(changed, repository, command, folder, complaint):
+    target = changed / f"models/{folder}"
+    expected = snapshot(target)
+    shutil.rmtree(target)
+    more = ("--force", "--from-folder", repository) if command is DOWNLOAD else ()
+    largest = max(len(content) for content in expected.values())
+    assert complaint in changed.refused("-c", FULL_IN_THE_MIDDLE, largest - 1, *command, *more)
+    assert not target.exists()
+    changed.ok(*command, *more)
+    assert snapshot(target) == expected
+
+
+def test_damaged_weights_are_not_quantized(changed):
+    shard = sorted((changed / "models/mini-Text").glob("*.safetensors"))[3]
+    os.truncate(shard, shard.stat().st_size - 100)
+    line = changed.refused(*QUANTIZE, "--force")
+    assert "cannot quantize models/mini-Text" in line and "is it whole" in line
 
 
 @pytest.mark.parametrize(

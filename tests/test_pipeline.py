@@ -5,25 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pypdf import PdfReader, PdfWriter
-from support import read_jsonl
+from support import SMALL, read_jsonl, shrink
 
 PROFILE = ("--profile", "smollm2_135m")
-SMALL = [
-    part
-    for setting in (
-        "replay.max_tokens=4",
-        "generation.max_tokens=8",
-        "cpt_mix.statements=2",
-        "cpt_mix.questions=1",
-        "sft_mix.questions=2",
-        "cpt.batch_size=4",
-        "sft.batch_size=4",
-        "cpt.validations=1",
-        "sft.validations=1",
-    )
-    for part in ("--set", setting)
-]
 SUMMARY = {
     "kinds",
     "key_questions",
@@ -46,31 +30,6 @@ DERIVED = (
     "adapters_smollm2_135m_paper_cpt/manifest.json",
     "adapters_smollm2_135m_paper_sft/manifest.json",
 )
-
-
-def shrink(project) -> None:
-    """A two-page document with three facts and few questions of every kind."""
-    pdf = project / "data/paper/digest.pdf"
-    writer = PdfWriter()
-    for page in PdfReader(pdf).pages[:2]:
-        writer.add_page(page)
-    writer.write(pdf)
-    facts = project.read_jsonl("data/paper/facts.jsonl")[:3]
-    project.write_jsonl("data/paper/facts.jsonl", facts)
-    known = {"", *(f["id"] for f in facts)}
-    for name in ("data/paper/eval.jsonl", "data/general/probes.jsonl"):
-        seen, kept = set(), []
-        for row in project.read_jsonl(name):
-            key = (row["kind"], row["split"])
-            if row["fact_id"] in known and key not in seen:
-                seen.add(key)
-                kept.append(row)
-        project.write_jsonl(name, kept)
-    # Enough other questions for a gate.
-    for name, n in (("general/replay", 20), ("paper/contrasts", 3), ("paper/unknowns", 3)):
-        project.write_jsonl(f"data/{name}.jsonl", project.read_jsonl(f"data/{name}.jsonl")[:n])
-    text = project / "data/general/perplexity.txt"
-    text.write_text(text.read_text()[:1500])
 
 
 def test_pipeline_end_to_end(project_copy):

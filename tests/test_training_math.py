@@ -3,6 +3,7 @@
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.models.llama as llama
+import numpy as np
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
@@ -40,18 +41,18 @@ def run(request, project):
 
 
 def plain_losses(run, model, base, rows):
-    """Sums of cross entropy and KL, row by row, whole rows through the whole model."""
-    # Two arrays: mlx adds in place with +=.
-    hard, soft = mx.array(0.0), mx.array(0.0)
+    """Cross entropy or KL of each row, by itself, whole rows through the whole model."""
+    each = []
     for row in rows:
         tokens = mx.array([row.tokens])
         logits = model(tokens[:, :-1])[0, row.start - 1 :]
         if row.from_base:
             wanted = nn.log_softmax(base(tokens[:, :-1])[0, row.start - 1 :])
-            soft += (mx.exp(wanted) * (wanted - nn.log_softmax(logits))).sum()
+            each.append(0.7 * (mx.exp(wanted) * (wanted - nn.log_softmax(logits))).sum())
         else:
-            hard += row.weight * nn.losses.cross_entropy(logits, tokens[0, row.start :]).sum()
-    return hard, soft
+            loss = nn.losses.cross_entropy(logits, tokens[0, row.start :])
+            each.append(row.weight * loss.sum())
+    return mx.stack(each)
 
 
 def close(ours: mx.array, theirs: mx.array) -> bool:
@@ -66,8 +67,8 @@ def test_losses_and_gradients_equal_a_plain_forward(run, project, monkeypatch):
         kinds |= {(bool(r.prefix), r.from_base) for r in rows}
 
         def fast(rows=rows):
-            hard, soft = run.losses_of(rows)
-            return hard + 0.7 * soft, (hard, soft)
+            each = run.losses_of(rows) * training.weights_of(rows, 0.7)
+            return each.sum(), each
 
         (_, ours), gradient = nn.value_and_grad(run.model, fast)()
         mx.eval(ours, gradient)
@@ -81,12 +82,12 @@ def test_losses_and_gradients_equal_a_plain_forward(run, project, monkeypatch):
             patch.setattr(llama, "scaled_dot_product_attention", plain_attention)
 
             def slow(rows=rows, plain=plain, base=base):
-                hard, soft = plain_losses(run, plain, base, rows)
-                return hard + 0.7 * soft, (hard, soft)
+                each = plain_losses(run, plain, base, rows)
+                return each.sum(), each
 
             (_, theirs), expected = nn.value_and_grad(plain, slow)()
             mx.eval(theirs, expected)
-        assert close(mx.stack(ours), mx.stack(theirs))
+        assert close(ours, theirs)
         wanted, found = dict(tree_flatten(expected)), dict(tree_flatten(gradient))
         assert wanted.keys() == found.keys() and len(wanted) == 2 * 2 * 7
         assert all(mx.any(g != 0).item() for g in wanted.values())
@@ -98,8 +99,7 @@ def test_losses_and_gradients_equal_a_plain_forward(run, project, monkeypatch):
 def test_gradient_checkpointing_changes_nothing(run):
     def gradients(rows):
         def loss():
-            hard, soft = run.losses_of(rows)
-            return hard + soft
+            return run.losses_of(rows).sum()
 
         return dict(tree_flatten(nn.value_and_grad(run.model, loss)()[1]))
 
@@ -113,8 +113,9 @@ def test_gradient_checkpointing_changes_nothing(run):
         assert all(close(checkpointed[name], plain[name]) for name in plain)
 
 
-@pytest.mark.parametrize("positions", [1, 7, losses.BLOCK + 5])
-def test_frozen_head_loss_in_blocks(run, positions):
+@pytest.mark.parametrize("positions", [1, 7, 26])
+def test_frozen_head_loss_in_blocks(run, positions, monkeypatch):
+    monkeypatch.setattr(losses, "BLOCK_LOGITS", 600 * 12)
     mx.random.seed(1)
     hidden, teacher = mx.random.normal((2, positions, 64))
     targets = mx.random.randint(0, 600, (positions,))
@@ -264,3 +265,22 @@ def test_answers_come_back_in_order_whatever_the_batch_size(chat_model, project)
         streamed = chat_model.stream([{"role": "user", "content": prompt}], settings.max_tokens)
         tokens = cut([r.token for r in streamed], chat_model.tokenizer.eos_token_ids)
         assert chat_model.tokenizer.decode(tokens).strip() == answer.text
+
+
+def test_later_epochs_take_the_hardest_rows_of_every_kind(run):
+    rows = run.rows
+    hardness = np.arange(len(rows), dtype=np.float32)[::-1]
+    kept = batches.hardest(rows, hardness, 0.5)
+    for kind in {r.kind for r in rows}:
+        members = [i for i, r in enumerate(rows) if r.kind == kind]
+        ours = [i for i in kept if rows[i].kind == kind]
+        groups = len({(rows[i].prefix, rows[i].from_base) for i in members})
+        assert 0 <= len(ours) - len(members) / 2 <= groups
+    one = [i for i in kept if key(rows[i]) == key(rows[0])]
+    left = [i for i in range(len(rows)) if key(rows[i]) == key(rows[0]) and i not in one]
+    assert min(hardness[one]) > max(hardness[left])
+    assert batches.hardest(rows, hardness, 1.0).tolist() == list(range(len(rows)))
+
+
+def key(row: batches.Row) -> tuple:
+    return row.prefix, row.from_base, row.kind

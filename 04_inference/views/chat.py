@@ -14,10 +14,11 @@ from answers import follow, show_answer
 from engine import Request
 from pickers import Settings, chat_settings
 from tabs import Tab, Turn, engine, this_tab
-from text import escape, without_thoughts
+from text import escape
 
 from injection.files import InputError, shown
 from injection.profiles import Project
+from injection.prompts import without_thoughts
 
 
 def main() -> None:

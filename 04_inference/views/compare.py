@@ -24,11 +24,12 @@ from comparison import (
 )
 from pickers import KEPT, compare_settings, training_commands
 from tabs import Tab, engine, this_tab
-from text import differences, escape, show_text, without_thoughts
+from text import differences, escape, show_text
 
 from injection.files import InputError
 from injection.grading import KINDS
 from injection.profiles import Project
+from injection.prompts import without_thoughts
 
 SOURCES = ("My questions", "Key questions", "Held-out questions")
 REFRESH_SECONDS = 0.4
