@@ -17,7 +17,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
-from injection import batches, gate, generation, kernels, prompts, runtime, tensors
+from injection import batches, gate, generation, kernels, prompts, refusal, runtime, tensors
 from injection.files import InputError, model_fingerprint, read_json, require, shown
 from injection.profiles import Chat, Generation, Lora
 
@@ -161,7 +161,8 @@ class ChatModel:
     """A base model in memory with at most one adapter attached.
 
     An adapter with a gate speaks only where the gate opens, see injection/gate.py; `use_gate`
-    False lets it always speak. `adapter_speaks` tells who gave the last streamed answer.
+    False lets it always speak. `adapter_speaks` tells who gave the last streamed answer. The
+    adapter's manifest says how readily it refuses, see injection/refusal.py.
     """
 
     def __init__(self, folder: Path, chat: Chat):
@@ -179,6 +180,7 @@ class ChatModel:
     def _forget_adapter(self) -> None:
         self.adapter: Path | None = None
         self.gate: gate.Gate | None = None
+        self._first_bias: mx.array | float = 0.0
         self._plain: dict[str, nn.Module] = {}
         self._adapted: dict[str, nn.Module] = {}
 
@@ -201,6 +203,7 @@ class ChatModel:
         found = gate.read_gate(adapter)
         self._install(self._plain)
         self.adapter, self.gate = adapter, found
+        self._first_bias = refusal.first_bias(manifest, self.model.args.vocab_size)
         self._plain, self._adapted = plain, adapted
         self._upper = batches.Upper(self.model, config["num_layers"])
         self._install(adapted)
@@ -244,13 +247,16 @@ class ChatModel:
         mx.random.seed(seed)
         prompt = self.prompt(messages)
         opening = prompts.open_block(self.tokenizer, prompt)
+        first = [self._first_bias if self.adapter_speaks else 0.0]
         for reply in stream_generate(
             self.model,
             self.tokenizer,
             prompt,
             max_tokens=max_tokens,
             sampler=make_sampler(temp=temperature, top_p=top_p),
-            logits_processors=[lambda _, logits: logits + self.bias],
+            logits_processors=[
+                lambda _, logits: logits + self.bias + (first.pop() if first else 0.0)
+            ],
         ):
             yield replace(reply, text=opening + reply.text)
             opening = ""
@@ -277,6 +283,7 @@ class ChatModel:
                 settings,
                 self.tokenizer.eos_token_ids,
                 lambda done, before=before: progress(before + done),
+                self._first_bias if adapted else 0.0,
             )
             answers |= dict(zip(chosen, replies, strict=True))
         self._install(self._adapted)
