@@ -295,4 +295,4 @@ def training_seconds(
             PASSES * adapted_layers(g, lora) * one + LOGIT_PASSES * 4 * g.vocabulary * predicted
         )
     fill = 2 * rows.inputs * lower + 2 * rows.teacher * upper
-    return seconds(machine, fill + settings.epochs * flops, settings.epochs * traffic)
+    return seconds(machine, fill + settings.passes * flops, settings.passes * traffic)

@@ -99,6 +99,11 @@ class Training(_Strict):
     gradient_checkpointing: bool
     seed: int
 
+    @property
+    def passes(self) -> float:
+        """How often all epochs together go over the whole file."""
+        return 1 + (self.epochs - 1) * self.hard_share
+
 
 class CptMix(_Strict):
     """Rows of the CPT training file per fact, chunk and replay answer."""
