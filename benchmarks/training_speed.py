@@ -13,6 +13,7 @@ Command: python benchmarks/training_speed.py
 
 import contextlib
 import io
+import math
 import statistics
 import tempfile
 import time
@@ -149,7 +150,8 @@ def make_jobs(args, project, layers: int, folder: Path) -> dict[str, dict]:
     from injection import models, training
     from injection.profiles import Project
 
-    fixed = ["sft.epochs=1", "sft.validations=1", "lora.dropout=0.0", f"lora.layers={layers}"]
+    fixed = ["sft.epochs=1", "sft.min_steps=0", "sft.validations=1"]
+    fixed += ["lora.dropout=0.0", f"lora.layers={layers}"]
     names = {"profile": project.profile_name, "document": project.document_name}
     ours = {**names, "overrides": [*args.set, *fixed]}
     project = Project(**ours)
@@ -288,13 +290,16 @@ def main() -> int:
     args = arguments()
     project = common.open_project(args)
     profile = project.profile
-    report = {**common.heading(__file__), "rows": args.rows, "passes": profile.sft.passes}
+    with open(project.data("sft") / "train.jsonl", encoding="utf-8") as f:
+        rows = sum(1 for _ in f)
+    passes = profile.sft.passes(math.ceil(rows / profile.sft.batch_size))
+    report = {**common.heading(__file__), "rows": args.rows, "passes": passes}
     report |= {"lora": profile.lora.model_dump(), "batch_size": profile.sft.batch_size, "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, layers in ((f"top {profile.lora.layers}", profile.lora.layers), ("all", -1)):
             jobs = make_jobs(args, project, layers, Path(folder))
             runs = measure(jobs, args.pairs)
-            case = {who: summarise(found, profile.sft.passes) for who, found in runs.items()}
+            case = {who: summarise(found, passes) for who, found in runs.items()}
             case["versus"] = compare(case["ours"], case["peft"], args.check_steps)
             report["cases"][name] = case
             if "stock" not in report:

@@ -159,7 +159,8 @@ class Run:
         hardest = [self.rows[i] for i in batches.hardest(self.rows, self.hardness, share)]
         first = len(batches.epoch_batches(self.rows, size, 0, 0))
         later = len(batches.epoch_batches(hardest, size, 0, 0))
-        return list(accumulate([first] + [later] * (self.settings.epochs - 1)))
+        epochs = self.settings.all_epochs(first, later)
+        return list(accumulate([first] + [later] * (epochs - 1)))
 
     def total_steps(self) -> int:
         return self.epoch_ends()[-1]
