@@ -171,7 +171,8 @@ def training_step(project: Project, g: Geometry, machine: Machine, stage: str) -
     seconds = estimate.training_seconds(project, g, machine, settings, shape)
     disk = 4 * estimate.adapter_parameters(g, project.profile.lora)
     count = f"{len(rows)} rows" + ("" if known else ", guessed")
-    note = f"{count}, {settings.epochs * len(shape.batches)} steps"
+    batches = len(shape.batches)
+    note = f"{count}, {settings.passes(batches) * batches:.0f} steps"
     change = ""
     if not machine.fits(sum(parts.values())):
         change = smaller_training(project, g, machine, stage, rows)

@@ -287,7 +287,8 @@ def main() -> None:
         else [project.questions, project.general / "probes.jsonl"]
     )
     settings = {"full": args.full, "generation": project.profile.generation.model_dump()}
-    weights = [adapters[s] / "adapters.safetensors" for s in stages]
+    files = ("adapters.safetensors", "manifest.json")
+    weights = [adapters[s] / file for s in stages for file in files]
     weights += [f for f in [adapters["sft"] / gate.FILE] if f.exists()]
     common = [*asked, project.document_file, project.general / "perplexity.txt", project.base]
     if args.full:

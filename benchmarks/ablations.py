@@ -6,7 +6,7 @@ the work. Finished rows are kept in the results file, so an interrupted table go
 
 Reads:   data/<document>/ and models/<profile>.yaml
 Writes:  results/ablations/<profile>_<document>.json and .md, and prints the table
-Command: python benchmarks/ablations.py --facts 40 --set sft.epochs=1
+Command: python benchmarks/ablations.py --facts 40 --set sft.epochs=1 --set sft.min_steps=0
 """
 
 import random

@@ -133,7 +133,7 @@ def training_jobs(project, args, folder: Path) -> dict[str, list[dict]]:
         jobs[axis] = []
         for factor, data in sets.items():
             layers = factor if axis == "layers" else project.profile.lora.layers
-            fixed = {"epochs": 1, "validations": 1, "max_tokens": longest}
+            fixed = {"epochs": 1, "min_steps": 0, "validations": 1, "max_tokens": longest}
             fixed |= {"batch_size": LENGTH_ROWS // 2} if axis == "length" else {}
             overrides = [*args.set, f"lora.layers={layers}"]
             overrides += [f"sft.{key}={value}" for key, value in fixed.items()]

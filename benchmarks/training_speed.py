@@ -3,8 +3,8 @@
 One epoch on the same rows, tokens, loss masks, batches, LoRA shape, initial weights and learning
 rates, for the LoRA layers of the profile and for all layers. This trainer and PEFT take turns in
 fresh processes; the table gives medians. Loading a model is not timed. The hidden-state cache fill
-is paid once, so a job of E epochs costs fill + E * epoch. Loss curves must agree within 2%. Stock
-mlx_lm gets a few of the shortest rows and a time limit.
+is paid once, so a job that goes over its rows E times costs fill + E * epoch. Loss curves must
+agree within 2%. Stock mlx_lm gets a few of the shortest rows and a time limit.
 
 Reads:   models/<4-bit folder>, data/<document>/sft/<profile>/train.jsonl (rows with a hard target)
 Writes:  benchmarks/results/training_speed.json and .png; prints one Markdown table
@@ -13,6 +13,7 @@ Command: python benchmarks/training_speed.py
 
 import contextlib
 import io
+import math
 import statistics
 import tempfile
 import time
@@ -118,7 +119,7 @@ def train_stock(job: dict) -> dict:
 def plot(job: dict) -> dict:
     report = job["report"]
     figure, axes = common.figure(2)
-    panels = (("tokens_per_second", "tokens/s"), ("job_seconds", f"s, {report['epochs']} epochs"))
+    panels = (("tokens_per_second", "tokens/s"), ("job_seconds", f"s, {report['passes']:g} passes"))
     for axis, (key, label) in zip(axes, panels, strict=True):
         for shift, name in ((-0.2, "ours"), (0.2, "peft")):
             values = [case[name][key] for case in report["cases"].values()]
@@ -149,7 +150,8 @@ def make_jobs(args, project, layers: int, folder: Path) -> dict[str, dict]:
     from injection import models, training
     from injection.profiles import Project
 
-    fixed = ["sft.epochs=1", "sft.validations=1", "lora.dropout=0.0", f"lora.layers={layers}"]
+    fixed = ["sft.epochs=1", "sft.min_steps=0", "sft.validations=1"]
+    fixed += ["lora.dropout=0.0", f"lora.layers={layers}"]
     names = {"profile": project.profile_name, "document": project.document_name}
     ours = {**names, "overrides": [*args.set, *fixed]}
     project = Project(**ours)
@@ -206,11 +208,11 @@ def measure(jobs: dict[str, dict], pairs: int) -> dict[str, list[dict]]:
     return runs
 
 
-def summarise(runs: list[dict], epochs: int) -> dict:
-    """Medians of one trainer; job_seconds is fill + epochs * epoch."""
+def summarise(runs: list[dict], passes: float) -> dict:
+    """Medians of one trainer; job_seconds is fill + passes * epoch."""
     good = [r for r in runs if "failed" not in r]
     for r in good:
-        r["job_seconds"] = r["fill_seconds"] + epochs * r["epoch_seconds"]
+        r["job_seconds"] = r["fill_seconds"] + passes * r["epoch_seconds"]
         r["tokens_per_second"] = r["tokens"] / r["epoch_seconds"]
     keys = ("fill_seconds", "epoch_seconds", "tokens_per_second", "job_seconds", "peak_gb")
     summary = {key: common.median(runs, key) for key in keys}
@@ -240,7 +242,7 @@ def median_ratio(pairs: list[tuple[dict, dict]], key: str) -> float:
 
 def table(report: dict) -> str:
     header = ["LoRA layers", "trainer", "cache fill, s", "epoch, s", "tokens/s"]
-    header += [f"job of {report['epochs']} epochs, s", "peak GB", "notes"]
+    header += [f"job of {report['passes']:g} passes, s", "peak GB", "notes"]
     rows = []
     for name, case in report["cases"].items():
         times = "this trainer is {:.2f}x (steps), {:.2f}x (job); losses differ by {:.2%} at most"
@@ -288,13 +290,16 @@ def main() -> int:
     args = arguments()
     project = common.open_project(args)
     profile = project.profile
-    report = {**common.heading(__file__), "rows": args.rows, "epochs": profile.sft.epochs}
+    with open(project.data("sft") / "train.jsonl", encoding="utf-8") as f:
+        rows = sum(1 for _ in f)
+    passes = profile.sft.passes(math.ceil(rows / profile.sft.batch_size))
+    report = {**common.heading(__file__), "rows": args.rows, "passes": passes}
     report |= {"lora": profile.lora.model_dump(), "batch_size": profile.sft.batch_size, "cases": {}}
     with tempfile.TemporaryDirectory() as folder:
         for name, layers in ((f"top {profile.lora.layers}", profile.lora.layers), ("all", -1)):
             jobs = make_jobs(args, project, layers, Path(folder))
             runs = measure(jobs, args.pairs)
-            case = {who: summarise(found, profile.sft.epochs) for who, found in runs.items()}
+            case = {who: summarise(found, passes) for who, found in runs.items()}
             case["versus"] = compare(case["ours"], case["peft"], args.check_steps)
             report["cases"][name] = case
             if "stock" not in report:

@@ -295,4 +295,5 @@ def training_seconds(
             PASSES * adapted_layers(g, lora) * one + LOGIT_PASSES * 4 * g.vocabulary * predicted
         )
     fill = 2 * rows.inputs * lower + 2 * rows.teacher * upper
-    return seconds(machine, fill + settings.epochs * flops, settings.epochs * traffic)
+    passes = settings.passes(len(rows.batches))
+    return seconds(machine, fill + passes * flops, passes * traffic)

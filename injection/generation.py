@@ -125,14 +125,27 @@ def greedy_batch(
     max_tokens: int,
     stop: set[int],
     bias: mx.array | float = 0.0,
+    first_bias: mx.array | float = 0.0,
 ) -> list[list[int]]:
     """Greedy continuation of each prompt (token ids), without the stop token.
 
-    bias: added to the logits, see text_bias.
+    bias: added to the logits, see text_bias; first_bias: to those of the first token as well.
     """
+    batch, cache, logits = _read(model, prompts, max_tokens)
+    token = mx.argmax(logits + bias + first_bias, axis=-1)
+    return _decode(model, batch, cache, token, max_tokens, stop, bias)
+
+
+def first_logits(model: nn.Module, prompts: list[list[int]]) -> mx.array:
+    """Logits (prompts, vocabulary) of the first token after each prompt."""
+    return _read(model, prompts, 0)[2]
+
+
+def _read(model, prompts, room: int) -> tuple[_Batch, list[_LayerCache], mx.array]:
+    """Everything after the prompts went through the model, and the logits of the next token."""
     prefix = shared_prefix(prompts)
     tails = [p[prefix:] for p in prompts]
-    batch = _Batch(prefix, [len(t) for t in tails], max_tokens)
+    batch = _Batch(prefix, [len(t) for t in tails], room)
     cache = [_LayerCache(batch) for _ in model.layers]
     if prefix:
         mx.eval(model.model(mx.array([prompts[0][:prefix]]), cache))
@@ -142,8 +155,7 @@ def greedy_batch(
     batch.advance(batch.padded)
     batch.begin_decoding()
     last = mx.take_along_axis(hidden, (batch.lengths - 1)[:, None, None], axis=1)
-    token = mx.argmax(head(model, last)[:, 0] + bias, axis=-1)
-    return _decode(model, batch, cache, token, max_tokens, stop, bias)
+    return batch, cache, head(model, last)[:, 0]
 
 
 def _decode(model, batch, cache, token, max_tokens, stop, bias) -> list[list[int]]:
@@ -178,8 +190,9 @@ def answer_questions(
     settings: Generation,
     stop: set[int],
     progress: Callable[[int], None] = lambda done: None,
+    first_bias: mx.array | float = 0.0,
 ) -> list[Answer]:
-    """Greedy answers to single-turn questions, in the order given.
+    """Greedy answers to single-turn questions, in the order given. first_bias: see greedy_batch.
 
     Batches are made of prompts of similar length, so that little is padded.
     """
@@ -192,7 +205,7 @@ def answer_questions(
     for start in range(0, len(order), settings.batch_size):
         batch = order[start : start + settings.batch_size]
         batch_tokens = [tokens[i] for i in batch]
-        replies = greedy_batch(model, batch_tokens, settings.max_tokens, stop, bias)
+        replies = greedy_batch(model, batch_tokens, settings.max_tokens, stop, bias, first_bias)
         for i, ids in zip(batch, replies, strict=True):
             reason = "stop" if len(ids) < settings.max_tokens else "length"
             raw = prompts.open_block(tokenizer, tokens[i]) + tokenizer.decode(ids)

@@ -19,7 +19,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
-from injection import batches, gate, generation, kernels, prompts, runtime, tensors
+from injection import batches, gate, generation, kernels, prompts, refusal, runtime, tensors
 from injection.files import InputError, model_fingerprint, read_json, require, shown
 from injection.profiles import Chat, Generation, Lora
 
@@ -163,7 +163,8 @@ class ChatModel:
     """A base model in memory with at most one adapter attached.
 
     An adapter with a gate speaks only where the gate opens, see injection/gate.py; `use_gate`
-    False lets it always speak. `adapter_speaks` tells who gave the last streamed answer.
+    False lets it always speak. `adapter_speaks` tells who gave the last streamed answer. The
+    adapter's manifest says how readily it refuses, see injection/refusal.py.
     """
 
     def __init__(self, folder: Path, chat: Chat):
@@ -182,6 +183,7 @@ class ChatModel:
     def _forget_adapter(self) -> None:
         self.adapter: Path | None = None
         self.gate: gate.Gate | None = None
+        self._first_bias: mx.array | float = 0.0
         self._plain: dict[str, nn.Module] = {}
         self._adapted: dict[str, nn.Module] = {}
 
@@ -204,6 +206,7 @@ class ChatModel:
         found = gate.read_gate(adapter)
         self._install(self._plain)
         self.adapter, self.gate = adapter, found
+        self._first_bias = refusal.first_bias(manifest, self.model.args.vocab_size)
         self._plain, self._adapted = plain, adapted
         self._upper = batches.Upper(self.model, config["num_layers"])
         self._install(adapted)
@@ -264,13 +267,17 @@ class ChatModel:
             self._let_speak(self.adapter is not None)
         mx.random.seed(seed)
         opening = "" if begun else self.opening
+        # A continued answer has its first token already.
+        first = [self._first_bias if self.adapter_speaks and not begun else 0.0]
         for reply in stream_generate(
             self.model,
             self.tokenizer,
             tokens,
             max_tokens=max_tokens,
             sampler=make_sampler(temp=temperature, top_p=top_p),
-            logits_processors=[lambda _, logits: logits + self.bias],
+            logits_processors=[
+                lambda _, logits: logits + self.bias + (first.pop() if first else 0.0)
+            ],
             prompt_cache=cache,
         ):
             yield replace(reply, text=opening + reply.text)
@@ -321,6 +328,7 @@ class ChatModel:
                 settings,
                 self.tokenizer.eos_token_ids,
                 lambda done, before=before: progress(before + done),
+                self._first_bias if adapted else 0.0,
             )
             answers |= dict(zip(chosen, replies, strict=True))
         self._install(self._adapted)

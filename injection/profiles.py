@@ -5,6 +5,7 @@ An unknown key, a missing key or a bad value is reported with its path in the fi
 """
 
 import argparse
+import math
 import re
 from pathlib import Path
 from typing import Literal
@@ -81,11 +82,13 @@ class Training(_Strict):
     """One stage. Rates are for AdamW; `warmup` is a share of all steps; tokens per sequence.
 
     The first epoch trains on all rows, later ones on the `hard_share` of them whose loss was
-    highest when they were last trained on (after Selective-Backprop, arXiv 1910.00762).
+    highest when they were last trained on (after Selective-Backprop, arXiv 1910.00762). A small
+    document gets more epochs than `epochs`, until there are `min_steps`.
     """
 
     epochs: int = Field(ge=1)
     hard_share: float = Field(gt=0, le=1)
+    min_steps: int = Field(ge=0)
     batch_size: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     final_rate: float = Field(ge=0, le=1)
@@ -98,6 +101,15 @@ class Training(_Strict):
     replay_weight: float = Field(ge=0)
     gradient_checkpointing: bool
     seed: int
+
+    def all_epochs(self, first: int, later: int) -> int:
+        """Number of epochs, when the first has so many steps and each later one so many."""
+        return max(self.epochs, 1 + math.ceil((self.min_steps - first) / later))
+
+    def passes(self, steps: int) -> float:
+        """How often training goes over a file of so many batches, all epochs together."""
+        later = math.ceil(self.hard_share * steps)
+        return 1 + (self.all_epochs(steps, later) - 1) * self.hard_share
 
 
 class CptMix(_Strict):

@@ -117,3 +117,8 @@ def pieces(answer: str) -> list[tuple[str, str]]:
 def without_thoughts(answer: str) -> str:
     """What was said outside of think blocks."""
     return "".join(content for kind, content in pieces(answer) if kind == "text").strip()
+
+
+def first_token(tokenizer, text: str) -> int:
+    """Id of the token that an answer with this text begins with."""
+    return tokenizer.encode(text, add_special_tokens=False)[0]

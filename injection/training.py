@@ -26,7 +26,18 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from injection import batches, gate, generation, grading, licence, losses, models, prompts, tensors
+from injection import (
+    batches,
+    gate,
+    generation,
+    grading,
+    licence,
+    losses,
+    models,
+    prompts,
+    refusal,
+    tensors,
+)
 from injection.files import (
     ROOT,
     InputError,
@@ -49,6 +60,7 @@ from injection.progress import Progress
 
 CHECKPOINT_SECONDS = 60
 MIN_GATE_QUESTIONS = 20
+MIN_REFUSAL_QUESTIONS = 50
 BUILD_STEP = {
     "cpt": "run 10_stage1_cpt/prepare_cpt_data.py first",
     "sft": "run 20_stage2_sft/build_sft_data.py first",
@@ -147,7 +159,8 @@ class Run:
         hardest = [self.rows[i] for i in batches.hardest(self.rows, self.hardness, share)]
         first = len(batches.epoch_batches(self.rows, size, 0, 0))
         later = len(batches.epoch_batches(hardest, size, 0, 0))
-        return list(accumulate([first] + [later] * (self.settings.epochs - 1)))
+        epochs = self.settings.all_epochs(first, later)
+        return list(accumulate([first] + [later] * (epochs - 1)))
 
     def total_steps(self) -> int:
         return self.epoch_ends()[-1]
@@ -423,8 +436,11 @@ def finish(run_: Run, data: Path) -> None:
         shutil.copyfile(run_.work / "metrics.jsonl", folder / "metrics.jsonl")
         change = f"LoRA adapter trained on {project.document_name} ({run_.stage.upper()})"
         licence.pass_on(project.base, folder, project.profile, change)
-        errors = fit_gate(run_, data, folder) if run_.stage == "sft" else None
-        write_json(folder / "manifest.json", manifest(run_, data, folder) | {"gate": errors})
+        fitted = {}
+        if run_.stage == "sft":
+            run_.model.update(tree_unflatten(list(weights.items())))
+            fitted = {"gate": fit_gate(run_, data, folder), "refusal": fit_refusal(run_)}
+        write_json(folder / "manifest.json", manifest(run_, data, folder) | fitted)
         models.read_adapter(folder, project.base)
 
 
@@ -446,6 +462,24 @@ def fit_gate(run_: Run, data: Path, folder: Path) -> dict | None:
     gate.fit(features, about).save(folder)
     counts = {"document": int(about.sum()), "other": int((~about).sum())}
     return counts | gate.cross_validate(features, about)
+
+
+def fit_refusal(run_: Run) -> dict | None:
+    """How readily to refuse (refusal.py); None without enough dev questions, or where a refusal
+    begins like an answer, so that its first token decides nothing."""
+    project, tokenizer = run_.project, run_.tokenizer
+    token = prompts.first_token(tokenizer, project.document.refusal)
+    answers = {r.tokens[r.start] for r in run_.rows if r.kind == "fact" and r.question is not None}
+    known = [r["question"] for r in run_.dev if r.get("fact_id")]
+    if token in answers or len(known) < MIN_REFUSAL_QUESTIONS:
+        return None
+    run_.model.eval()
+    size = project.profile.generation.batch_size
+    chat = project.profile.chat
+    found = refusal.margins(run_.model, tokenizer, chat, known, token, size)
+    bias = refusal.calibrate(found)
+    print(f"refuses {(found < bias).mean():.1%} of {len(known)} known dev questions", flush=True)
+    return {"token": token, "bias": bias, "known_refused": float((found < bias).mean())}
 
 
 def plain_texts(rows: list[dict]) -> list[str]:

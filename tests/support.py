@@ -181,7 +181,14 @@ def write_tiny_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-TINY_STAGE = {"epochs": 3, "batch_size": 4, "validations": 3, "max_tokens": 200, "warmup": 0.0}
+TINY_STAGE = {
+    "epochs": 3,
+    "min_steps": 0,
+    "batch_size": 4,
+    "validations": 3,
+    "max_tokens": 200,
+    "warmup": 0.0,
+}
 
 
 def tiny_copy(target: Path, models: Path) -> ProjectCopy:

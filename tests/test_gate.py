@@ -99,6 +99,7 @@ def test_gate_goes_question_by_question(chat_model, trained_once):
 def test_sft_without_replay_has_no_gate(trained_once):
     manifest = read_json(trained_once / SFT / "manifest.json")
     assert manifest["gate"] is None, "a dozen rows are too few"
+    assert manifest["refusal"] is None, "so are a dozen questions"
     assert not (trained_once / SFT / gate.FILE).exists()
 
 

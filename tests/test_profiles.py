@@ -149,3 +149,13 @@ def test_default_profile_prefers_the_reference_when_it_is_there(sandbox, tmp_pat
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     assert profiles.default_profile() == "omni_8b"
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "passes"),
+    [(1000, 3, 2.0), (400, 3, 2.0), (200, 7, 4.0), (100, 15, 8.0)],
+)
+def test_a_small_document_gets_more_epochs(steps, epochs, passes):
+    settings = load("sft.epochs=3", "sft.hard_share=0.5", "sft.min_steps=800").profile.sft
+    assert settings.all_epochs(steps, steps // 2) == epochs
+    assert settings.passes(steps) == passes
