@@ -1,149 +1,38 @@
-"""What can be loaded, and the one thread that loads it and answers.
+"""The one thread that loads models and answers.
 
-Reads:   models/*.yaml, models/<4-bit folder>, adapters_*/manifest.json and the adapter weights
+Reads:   models/<4-bit folder>, the weights of adapters_*/
 Command: none of its own; infer_ui.py and the tests use it
 
 mlx's streams belong to a thread and Streamlit runs every click on a new one, so a single worker
 does all the mlx work. It owns the answers too: a page that goes away loses nothing.
 """
 
-import functools
 import gc
 import logging
+import secrets
+import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
+from adapters import BASE_NAME, changed
 
-from injection.files import ROOT, InputError, model_fingerprint, read_json, shown
-from injection.profiles import Chat, Project
-
-STAGE_NAMES = {"cpt": "Stage 1 (CPT)", "sft": "Stage 2 (SFT)"}
-BASE_NAME = "Base model (no adapter)"
-
-
-@dataclass(frozen=True)
-class Base:
-    """A profile; `problem` says why it cannot be used, empty when it can."""
-
-    name: str
-    project: Project | None
-    problem: str
-
-    @property
-    def title(self) -> str:
-        return self.project.profile.title if self.project else self.name
-
-
-def bases() -> list[Base]:
-    """Every profile in models/, usable or not."""
-    found = []
-    for file in sorted((ROOT / "models").glob("*.yaml")):
-        try:
-            project = Project(file.stem, "paper")
-        except InputError as error:
-            found.append(Base(file.stem, None, str(error)))
-            continue
-        made = (project.base / "config.json").exists()
-        command = f"python 03_quantization/quantize.py --profile {file.stem}"
-        found.append(Base(file.stem, project, "" if made else f"not made yet, run {command}"))
-    return found
-
-
-class _Fingerprint(BaseModel):
-    fingerprint: str
-
-
-class _Rank(BaseModel):
-    rank: int
-
-
-class Manifest(BaseModel):
-    """The part of manifest.json that the pickers show."""
-
-    stage: str
-    profile: str
-    document: str
-    created: str
-    base: _Fingerprint
-    lora: _Rank
-    best_step: int
-    best_validation: dict
-
-    @property
-    def score(self) -> str:
-        """Share of the dev questions answered right, or the loss where there are none."""
-        found = self.best_validation
-        if "dev" in found and "score" in found:
-            return f"dev {found['score']:.0%}"
-        return f"validation loss {found['loss']:.2f}" if "loss" in found else "no score"
-
-
-@dataclass(frozen=True)
-class Adapter:
-    path: Path
-    manifest: Manifest | None
-    problem: str
-
-    @property
-    def label(self) -> str:
-        m = self.manifest
-        if m is None:
-            return self.path.name
-        name = f"{STAGE_NAMES.get(m.stage, m.stage)}, {m.document}"
-        usual = f"adapters_{m.profile}_{m.document}_{m.stage}"
-        return name if self.path.name == usual else f"{name} ({self.path.name})"
-
-    @property
-    def detail(self) -> str:
-        m = self.manifest
-        date = m.created[:16].replace("T", " ")
-        return f"{date} · best step {m.best_step} · {m.score} · rank {m.lora.rank}"
-
-
-def adapters(base: Path) -> list[Adapter]:
-    """Every adapter folder, the furthest stage and newest first, with what speaks against it."""
-    folders = sorted(f for f in ROOT.glob("adapters_*") if f.is_dir())
-    found = [_adapter(folder, base) for folder in folders]
-    order = {a.path: (a.manifest.stage, a.manifest.created) for a in found if a.manifest}
-    return sorted(found, key=lambda a: order.get(a.path, ("", "")), reverse=True)
-
-
-def _adapter(folder: Path, base: Path) -> Adapter:
-    if folder.name.endswith(".partial"):
-        return Adapter(folder, None, "its training has not finished")
-    try:
-        manifest = Manifest.model_validate(read_json(folder / "manifest.json"))
-    except InputError as error:
-        return Adapter(folder, None, str(error))
-    except ValidationError as error:
-        key = ".".join(map(str, error.errors()[0]["loc"]))
-        return Adapter(folder, None, f"manifest.json: {key} is missing or wrong")
-    problem = ""
-    if not (folder / "adapters.safetensors").exists():
-        problem = "adapters.safetensors is missing"
-    elif manifest.base.fingerprint != _fingerprint(base, _stamp(base / "config.json")):
-        problem = f"trained on another base than {shown(base)}"
-    return Adapter(folder, manifest, problem)
-
-
-@functools.lru_cache(maxsize=16)
-def _fingerprint(base: Path, _changed: int) -> str:
-    return model_fingerprint(base)
-
-
-def _stamp(file: Path) -> int:
-    """Changes when the file is written again, so that a new training is noticed."""
-    return file.stat().st_mtime_ns if file.exists() else 0
+from injection import runtime
+from injection.files import InputError
+from injection.profiles import Chat
 
 
 @dataclass(frozen=True)
 class Request:
-    """One question and everything its answer depends on. `turns` are (question, answer)."""
+    """One question and everything its answer depends on. `turns` are (question, answer).
+
+    `begun` and `begun_text` are the tokens and the text of an answer to be continued. `seed` None
+    stands for one that seeded() draws.
+    """
 
     base: Path
     chat: Chat
@@ -156,8 +45,11 @@ class Request:
     max_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
-    seed: int = 0
+    seed: int | None = 0
     use_gate: bool = True
+    begun: tuple[int, ...] = ()
+    begun_text: str = ""
+    view: str = "chat"
 
     def messages(self, dropped: int = 0) -> list[dict]:
         """The conversation without its `dropped` oldest turns."""
@@ -167,9 +59,17 @@ class Request:
         pairs.append(("user", self.question))
         return [{"role": role, "content": content} for role, content in pairs]
 
+    def seeded(self) -> "Request":
+        """The same with a seed: the chosen one, or a random one where it matters."""
+        drawn = secrets.randbelow(2**31) if self.temperature else 0
+        return replace(self, seed=drawn) if self.seed is None else self
+
 
 @dataclass(frozen=True)
 class Stats:
+    """Token counts; tokens/s without the prompt, 0 for a single token; seconds from question to
+    first token."""
+
     tokens_in: int
     tokens_out: int
     tokens_per_second: float
@@ -185,16 +85,30 @@ class Answer:
     """
 
     def __init__(self, request: Request | None):
-        self.request = request
-        self.state, self.text, self.error, self.dropped = "queued", "", "", 0
+        self.request, self.id = request, secrets.token_hex(8)
+        self.state, self.error, self.dropped = "queued", "", 0
+        self.text = request.begun_text if request else ""
+        self.tokens: tuple[int, ...] = request.begun if request else ()
         self.stats: Stats | None = None
         self.by_adapter: bool | None = None
+        self.vote: int | None = None
         self.cancelled = threading.Event()
         self._version, self._changed = 0, threading.Condition()
 
     @property
     def finished(self) -> bool:
         return self.state in ("done", "stopped", "failed")
+
+    @property
+    def gated(self) -> bool:
+        """Whether there is an adapter and its gate let the base model answer."""
+        return bool(self.request.adapter) and self.by_adapter is False
+
+    @property
+    def unfinished_text(self) -> bool:
+        """Whether there is more to say: stopped by the user or by the token limit."""
+        cut = self.stats is not None and self.stats.finish == "length"
+        return self.finished and bool(self.tokens) and (self.state == "stopped" or cut)
 
     def update(self, **changes) -> None:
         with self._changed:
@@ -238,12 +152,16 @@ def load(base: Path, chat: Chat):
 
 
 class Engine:
-    """First come, first served. One base in memory; adapters are swapped on it."""
+    """First come, first served. One base in memory; adapters are swapped on it.
 
-    def __init__(self, load=load):
-        self._load = load
+    `finished` is called on the worker with every answer that ends.
+    """
+
+    def __init__(self, load=load, finished: Callable[[Answer], None] = lambda answer: None):
+        self._load, self._finished = load, finished
         self._model = self._base = self._adapter = None
         self._queue: deque[Answer | None] = deque()
+        self._later: deque[Answer | None] = deque()
         self._current: Answer | None = None
         self._ready = threading.Condition()
         self._thread = threading.Thread(target=self._work, daemon=True, name="mlx")
@@ -253,38 +171,49 @@ class Engine:
     def loaded(self) -> bool:
         return self._model is not None
 
-    def submit(self, request: Request | None) -> Answer:
+    def submit(self, request: Request | None, later: bool = False) -> Answer:
+        """Queue a request. With `later` it lets everything else go first: a long set of them."""
         answer = Answer(request)
-        with self._ready:
-            self._queue.append(answer)
-            self._ready.notify()
+        self._put(answer, later)
         return answer
+
+    def _put(self, answer: Answer | None, later: bool) -> None:
+        with self._ready:
+            (self._later if later else self._queue).append(answer)
+            self._ready.notify()
 
     def unload(self) -> Answer:
         """Free the model's memory when everything asked before is answered."""
-        return self.submit(None)
+        return self.submit(None, later=True)
 
     def ahead(self, answer: Answer) -> int:
         """How many answers come before this one."""
         with self._ready:
-            line = [self._current, *self._queue]
+            line = [self._current, *self._queue, *self._later]
         before = line[: line.index(answer)] if answer in line else []
         return sum(1 for a in before if a and not a.finished)
 
     def close(self) -> None:
         """Finish what is queued, then end the worker."""
-        with self._ready:
-            self._queue.append(None)
-            self._ready.notify()
+        self._put(None, later=True)
         self._thread.join()
+
+    def abort(self) -> None:
+        """Stop what is running, drop what is queued, end the worker."""
+        with self._ready:
+            left = [self._current, *self._queue, *self._later]
+        for answer in left:
+            if answer:
+                answer.cancel()
+        self.close()
 
     def _work(self) -> None:
         while True:
             with self._ready:
-                self._ready.wait_for(lambda: self._queue)
-                self._current = self._queue.popleft()
+                self._ready.wait_for(lambda: self._queue or self._later)
+                self._current = (self._queue or self._later).popleft()
             if self._current is None:
-                return self._unload()
+                return self._end()
             if self._current.begin():
                 self._serve(self._current)
 
@@ -294,52 +223,64 @@ class Engine:
                 self._unload()
             else:
                 self._generate(answer)
-            answer.update(state="stopped" if answer.cancelled.is_set() else "done")
+            end = {"state": "stopped" if answer.cancelled.is_set() else "done"}
         except InputError as error:
-            answer.update(state="failed", error=str(error))
+            end = {"state": "failed", "error": str(error)}
         except Exception as error:
             logging.getLogger(__name__).exception("answer failed")
             self._unload()
             first_line = str(error).strip().split("\n")[0]
-            answer.update(state="failed", error=f"{type(error).__name__}: {first_line}")
+            end = {"state": "failed", "error": f"{type(error).__name__}: {first_line}"}
+        answer.update(**end)
+        if answer.request:
+            self._finished(answer)
 
     def _generate(self, answer: Answer) -> None:
         import mlx.core as mx
 
-        request = answer.request
-        self._prepare(request)
+        request, started = answer.request, time.monotonic()
+        if self._prepare(request):
+            # The model had to be loaded or the adapter swapped: no part of reading the question.
+            started = time.monotonic()
         if answer.cancelled.is_set():
             return
-        dropped, room = fit(self._model, request)
+        dropped, used, room = fit(self._model, request)
         answer.update(state="running", dropped=dropped)
         self._model.use_gate = request.use_gate
         mx.reset_peak_memory()
-        started, first = time.monotonic(), None
-        options = (room, request.temperature, request.top_p, request.seed)
+        first, tokens = None, list(request.begun)
+        options = (room, request.temperature, request.top_p, request.seed, request.begun)
         with closing(self._model.stream(request.messages(dropped), *options)) as stream:
             for reply in stream:
                 first = first or time.monotonic() - started
+                if reply.finish_reason != "stop":
+                    tokens.append(reply.token)
                 answer.update(
-                    text=answer.text + reply.text,
-                    stats=_stats(reply, first),
+                    text=self._model.opening + self._model.decode(tokens),
+                    tokens=tuple(tokens),
+                    stats=_stats(reply, used, len(tokens), first),
                     by_adapter=self._model.adapter_speaks,
                 )
                 if answer.cancelled.is_set():
                     return
 
-    def _prepare(self, request: Request) -> None:
-        base = (request.base, _stamp(request.base / "config.json"), request.chat)
+    def _prepare(self, request: Request) -> bool:
+        """Load the base and swap the adapter where they differ; whether they did."""
+        base = (request.base, changed(request.base / "config.json"), request.chat)
+        path = request.adapter
+        adapter = (path, changed(path / "adapters.safetensors") if path else 0)
+        if (base, adapter) == (self._base, self._adapter):
+            return False
         if base != self._base:
             self._unload()
             self._model = self._load(request.base, request.chat)
             self._base, self._adapter = base, (None, 0)
-        path = request.adapter
-        adapter = (path, _stamp(path / "adapters.safetensors") if path else 0)
         if adapter != self._adapter:
             # Unknown until attach() succeeds.
             self._adapter = None
             self._model.attach(path)
             self._adapter = adapter
+        return True
 
     def _unload(self) -> None:
         if self._model is None:
@@ -349,26 +290,38 @@ class Engine:
         self._model = self._base = self._adapter = None
         gc.collect()
         mx.clear_cache()
+        runtime.return_freed_memory()
+
+    def _end(self) -> None:
+        if "mlx.core" not in sys.modules:
+            return
+        import mlx.core as mx
+
+        self._unload()
+        # A thread that ends without this makes the process abort when it exits.
+        mx.clear_streams()
 
 
-def _stats(reply, first: float) -> Stats:
+def _stats(reply, tokens_in: int, tokens_out: int, first: float) -> Stats:
     return Stats(
-        tokens_in=reply.prompt_tokens,
-        tokens_out=reply.generation_tokens,
-        tokens_per_second=reply.generation_tps,
+        tokens_in=tokens_in,
+        tokens_out=tokens_out,
+        tokens_per_second=reply.generation_tps if reply.generation_tokens > 1 else 0.0,
         first_token=first,
         peak_gb=reply.peak_memory,
         finish=reply.finish_reason,
     )
 
 
-def fit(model, request: Request) -> tuple[int, int]:
-    """(oldest turns to drop, tokens left for the answer) so that all fits in the context."""
+def fit(model, request: Request) -> tuple[int, int, int]:
+    """(oldest turns to drop, prompt tokens, tokens left for the answer) within the context."""
+    begun = len(request.begun)
     for dropped in range(len(request.turns) + 1):
         used = len(model.prompt(request.messages(dropped)))
-        if used + request.max_tokens <= request.context:
-            return dropped, request.max_tokens
-    if used >= request.context:
+        if used + begun + request.max_tokens <= request.context:
+            return dropped, used, request.max_tokens
+    if used + begun >= request.context:
         limit = request.context
-        raise InputError(f"the question has {used} tokens, the model takes {limit}: shorten it")
-    return dropped, request.context - used
+        asked = used + begun
+        raise InputError(f"the question has {asked} tokens, the model takes {limit}: shorten it")
+    return dropped, used, request.context - used - begun

@@ -26,7 +26,6 @@ import draft_eval
 
 from injection import golden
 from injection.files import InputError, require, run, shown
-from injection.grading import contains
 from injection.profiles import Project, open_project, parser
 
 KEYS = "[a]ccept  [e]dit  [r]eject  [s]kip  [q]uit > "
@@ -75,15 +74,6 @@ def edited(fact: golden.GeneratedFact) -> golden.GeneratedFact | None:
     return None
 
 
-def doubt(fact: golden.GeneratedFact) -> str:
-    """What a person should look at twice before accepting."""
-    if not contains(fact.statements[0], fact.answer):
-        return "the first statement, which the model learns to reply, lacks the answer"
-    if not contains(fact.quote, fact.answer):
-        return "the quoted sentence does not have the answer in these words"
-    return ""
-
-
 def decide(project: Project, fact: golden.GeneratedFact, status: str) -> None:
     golden.update_generated(project, {fact.id: fact.model_copy(update={"status": status})})
 
@@ -93,7 +83,7 @@ def review(project: Project, facts: list[golden.GeneratedFact]) -> None:
     for number, fact in enumerate(facts, 1):
         while True:
             print(f"\n{number} of {len(facts)}: {shown_fact(fact)}")
-            if warning := doubt(fact):
+            if warning := golden.doubt(fact):
                 print(f"  look twice    {warning}")
             try:
                 choice = input(KEYS).strip().lower()[:1]

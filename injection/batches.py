@@ -58,7 +58,7 @@ def tokenize(rows: list[dict], tokenizer, chat: Chat, limit: int) -> list[Row]:
     result = []
     for number, row in enumerate(rows, 1):
         if "text" in row:
-            ids, start = tokenizer.encode(row["text"], add_special_tokens=False), 1
+            ids, start = prompts.text_tokens(tokenizer, row["text"]), 1
             question = None
             ids = ids + [tokenizer.eos_token_id]
         else:
@@ -108,6 +108,10 @@ class Upper:
         cache = [_PrefixCache(prefix.shape[1]) for _ in layers]
         _through(layers, prefix, cache)
         return _through(layers, hidden, cache)
+
+    def higher(self, hidden: mx.array, cache) -> mx.array:
+        """Hidden states before the final norm, from those that lower() gives."""
+        return _through(self.model.layers[self.first :], hidden, cache)
 
     def prefix_of(self, row: Row) -> tuple[mx.array | None, list["_PrefixCache"] | None]:
         """What the frozen layers make of the row's prefix: states (1, prefix, hidden), caches."""

@@ -16,6 +16,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from injection.files import InputError, read_jsonl, shown, write_bytes, write_jsonl
+from injection.grading import contains
 from injection.profiles import Project
 
 
@@ -80,6 +81,15 @@ def update_generated(project: Project, changes: dict[str, GeneratedFact]) -> Non
     rows = [changes.get(fact.id, fact) for fact in read_generated(project)]
     write_bytes(project.generated.with_name("generated.jsonl.bak"), project.generated.read_bytes())
     write_jsonl(project.generated, [fact.model_dump() for fact in rows])
+
+
+def doubt(fact: GeneratedFact) -> str:
+    """What a person should look at twice before accepting."""
+    if not contains(fact.statements[0], fact.answer):
+        return "the first statement, which the model learns to reply, lacks the answer"
+    if not contains(fact.quote, fact.answer):
+        return "the quoted sentence does not have the answer in these words"
+    return ""
 
 
 def _read(path: Path, kind: type[Fact]) -> list:

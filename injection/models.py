@@ -5,14 +5,16 @@ into the weights it touches (exact, undone by putting the old arrays back). On A
 adapter stays beside the quantized base: folding it into 4 bits could erase it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm import stream_generate
+from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
@@ -175,6 +177,7 @@ class ChatModel:
         self.bias = generation.text_bias(self.tokenizer, self.model.args.vocab_size)
         self.use_gate = True
         self.adapter_speaks = False
+        self.opening = ""
         self._forget_adapter()
 
     def _forget_adapter(self) -> None:
@@ -237,29 +240,71 @@ class ChatModel:
     def prompt(self, messages: list[dict]) -> list[int]:
         return prompts.prompt_tokens(self.tokenizer, messages, self.chat)
 
-    def stream(self, messages: list[dict], max_tokens: int, temperature=0.0, top_p=1.0, seed=0):
+    def stream(
+        self,
+        messages: list[dict],
+        max_tokens: int,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        begun: Sequence[int] = (),
+    ):
         """Yield mlx-lm's GenerationResponse for one conversation; greedy at temperature 0.
 
-        The texts join to the whole answer, with the mark of a think block that the prompt opened.
+        begun: ids of the answer's first tokens, to go on after them as if they had just been said.
+        The texts join to the whole answer, or to what follows begun. `opening` is the mark of a
+        think block that the prompt opened; the first text begins with it.
         """
-        self.adapter_speaks = self._speaks([messages])[0]
-        self._install(self._adapted if self.adapter_speaks else self._plain)
-        mx.random.seed(seed)
         prompt = self.prompt(messages)
-        opening = prompts.open_block(self.tokenizer, prompt)
-        first = [self._first_bias if self.adapter_speaks else 0.0]
+        self.opening = prompts.open_block(self.tokenizer, prompt)
+        tokens = [*prompt, *begun]
+        cache = make_prompt_cache(self.model)
+        if self.use_gate and self.gate:
+            header = prompts.user_header(self.tokenizer, self.chat, messages[:-1])
+            self._read_behind_gate(tokens, slice(len(header), len(prompt)), cache)
+            tokens = tokens[-1:]
+        else:
+            self._let_speak(self.adapter is not None)
+        mx.random.seed(seed)
+        opening = "" if begun else self.opening
+        # A continued answer has its first token already.
+        first = [self._first_bias if self.adapter_speaks and not begun else 0.0]
         for reply in stream_generate(
             self.model,
             self.tokenizer,
-            prompt,
+            tokens,
             max_tokens=max_tokens,
             sampler=make_sampler(temp=temperature, top_p=top_p),
             logits_processors=[
                 lambda _, logits: logits + self.bias + (first.pop() if first else 0.0)
             ],
+            prompt_cache=cache,
         ):
             yield replace(reply, text=opening + reply.text)
             opening = ""
+
+    def _let_speak(self, adapter: bool) -> None:
+        self.adapter_speaks = adapter
+        self._install(self._adapted if adapter else self._plain)
+
+    def _read_behind_gate(self, tokens: list[int], question: slice, cache: list) -> None:
+        """Decide who speaks and fill the cache with all tokens but the last.
+
+        The hidden states that the gate reads go on through the upper layers, so that the frozen
+        ones are computed once: the gate costs next to no time.
+        """
+        hidden = self._upper.lower(mx.array([tokens]), cache)
+        features = np.array(hidden[0, question].mean(0, keepdims=True))
+        self._let_speak(bool(self.gate.opens(features)[0]))
+        lower, upper = cache[: self._upper.first], cache[self._upper.first :]
+        self._upper.higher(hidden[:, :-1], upper)
+        for layer in lower:
+            layer.trim(1)
+        mx.eval([layer.state for layer in cache])
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of an answer's tokens; a character of which only a part is there is left out."""
+        return self.tokenizer.decode(list(tokens)).rstrip("\ufffd")
 
     def answer_all(
         self,

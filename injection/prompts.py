@@ -1,13 +1,20 @@
 """The only prompt renderer: training, evaluation and chat all go through here.
 
+Only the chat template writes special tokens. Where a message contains the text of one, say
+`<|im_end|>`, it is encoded as the ordinary characters it is typed with, so nobody can end a turn or
+begin another from inside a message. Every other text gets the ids it always had.
+
 And the only reader of think blocks, `<think>...</think>`, in what a model answers.
 """
 
+import functools
 import re
 
 from injection.files import InputError
 from injection.profiles import Chat
 
+# A noncharacter of Unicode: no text has it, no template looks for it.
+CUT = "\ufdd0"
 THINK, END = "<think>", "</think>"
 # Some templates open the block in the prompt: then the answer begins inside of it.
 _BLOCK = re.compile(f"{THINK}(.*?)(?:{END}|\\Z)", re.DOTALL)
@@ -24,13 +31,42 @@ def prompt_tokens(tokenizer, messages: list[dict], chat: Chat) -> list[int]:
 
     messages: [{"role": "user"|"assistant"|"system", "content": str}, ...]
     """
-    ids = tokenizer.apply_chat_template(
-        _with_system(messages, chat),
-        add_generation_prompt=True,
-        return_dict=False,
-        **chat.template_args,
-    )
-    return list(ids)
+    return _encode(tokenizer, _render(tokenizer, messages, chat, add_generation_prompt=True))
+
+
+def text_tokens(tokenizer, text: str) -> list[int]:
+    """Token ids of a text; what looks like a special token is taken as the characters it is."""
+    return _encode(tokenizer, _cut(tokenizer, text))
+
+
+def _render(tokenizer, messages: list[dict], chat: Chat, **options) -> str:
+    """The template's text, special tokens inside the messages cut in two."""
+    cut = [{**m, "content": _cut(tokenizer, m["content"])} for m in _with_system(messages, chat)]
+    return tokenizer.apply_chat_template(cut, tokenize=False, **options, **chat.template_args)
+
+
+def _cut(tokenizer, text: str) -> str:
+    """Mark a cut behind the first character of every special token, so that no piece holds one."""
+    names, first_characters = _special(tokenizer)
+    if first_characters.isdisjoint(text):
+        return text
+    for name in names:
+        while name in text:
+            text = text.replace(name, name[0] + CUT + name[1:])
+    return text
+
+
+@functools.lru_cache(maxsize=2)
+def _special(tokenizer) -> tuple[list[str], set[str]]:
+    """(special tokens, their first characters) that the tokenizer finds anywhere in a text."""
+    added = tokenizer.added_tokens_decoder.values()
+    names = [t.content for t in added if t.special and len(t.content) > 1]
+    return names, {name[0] for name in names}
+
+
+def _encode(tokenizer, text: str) -> list[int]:
+    pieces = text.split(CUT)
+    return [i for p in pieces for i in tokenizer.encode(p, add_special_tokens=False)]
 
 
 def example_tokens(tokenizer, messages: list[dict], chat: Chat) -> tuple[list[int], int]:
@@ -40,7 +76,7 @@ def example_tokens(tokenizer, messages: list[dict], chat: Chat) -> tuple[list[in
     token, so what is trained is exactly what is generated.
     """
     prompt = prompt_tokens(tokenizer, messages[:-1], chat)
-    answer = tokenizer.encode(messages[-1]["content"].strip(), add_special_tokens=False)
+    answer = text_tokens(tokenizer, messages[-1]["content"].strip())
     return prompt + answer + [stop_ids(tokenizer, chat)[0]], len(prompt)
 
 
@@ -56,10 +92,10 @@ def stop_ids(tokenizer, chat: Chat) -> list[int]:
 
 def user_header(tokenizer, chat: Chat, earlier: list[dict] | None = None) -> list[int]:
     """Token ids of everything that stands before the first word of the user's next message."""
-    mark = "\u241f"
-    messages = _with_system([*(earlier or []), {"role": "user", "content": mark}], chat)
-    text = tokenizer.apply_chat_template(messages, tokenize=False, **chat.template_args)
-    return tokenizer.encode(text.split(mark)[0], add_special_tokens=False)
+    mark = "\ufdd1"
+    messages = [*(earlier or []), {"role": "user", "content": mark}]
+    text = _render(tokenizer, messages, chat)
+    return _encode(tokenizer, text.rpartition(mark)[0])
 
 
 def open_block(tokenizer, prompt: list[int]) -> str:

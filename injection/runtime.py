@@ -108,6 +108,12 @@ def keep_freed_memory() -> None:
     mallopt(top_pad, 64 * 2**20)
 
 
+def return_freed_memory() -> None:
+    """Give the kernel back what is freed, which keep_freed_memory() otherwise holds on to."""
+    if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
+        trim(0)
+
+
 def compute_in_order() -> None:
     """Let mlx finish a branch of a computation before it begins the next.
 

@@ -294,7 +294,7 @@ def train(run_: Run, max_steps: int | None = None) -> None:
         window["seconds"] += time.monotonic() - started
         state.seconds += time.monotonic() - started
         if state.step % 10 == 0 or state.step == total:
-            _report_step(run_, window)
+            _report_step(run_, window, total)
         bar.update(state.step, f"loss {loss.item():.3f}")
         if state.step % every == 0 or state.step == total:
             _note_validation(run_, total)
@@ -328,9 +328,10 @@ def _means(sums: Counter) -> dict[str, float]:
     return {kind: sums[kind] / max(1, sums[f"{kind}_tokens"]) for kind in ("loss", "kl")}
 
 
-def _report_step(run_: Run, window: Counter) -> None:
+def _report_step(run_: Run, window: Counter, total: int) -> None:
     row = {
         "step": run_.state.step,
+        "steps": total,
         **_means(window),
         "learning_rate": run_.optimizer.learning_rate.item(),
         "tokens_per_second": window["tokens"] / window["seconds"],

@@ -1,5 +1,6 @@
 """Fixtures: the real SmolLM2, a tiny random llama, and copies of the project to run in."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -95,6 +96,30 @@ def trained_once(tmp_path_factory, tiny_models) -> ProjectCopy:
 def trained(tmp_path, trained_once) -> ProjectCopy:
     shutil.copytree(trained_once.root, tmp_path / "project")
     return ProjectCopy(tmp_path / "project")
+
+
+@pytest.fixture
+def app_root(tmp_path, monkeypatch) -> Path:
+    """A repository for the app with the profiles and the document: no model, adapter or result."""
+    from app_support import ROOTED
+
+    (tmp_path / "models").mkdir()
+    for profile in (ROOT / "models").glob("*.yaml"):
+        shutil.copy(profile, tmp_path / "models")
+    for part in ("paper", "general"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    for name in ("paper/document.yaml", "paper/facts.jsonl", "paper/eval.jsonl"):
+        shutil.copy(ROOT / "data" / name, tmp_path / "data" / name)
+    shutil.copy(ROOT / "data/general/probes.jsonl", tmp_path / "data/general")
+    for module in ("injection.profiles", *ROOTED):
+        monkeypatch.setattr(importlib.import_module(module), "ROOT", tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def app_root_with_model(app_root, smollm2) -> Path:
+    (app_root / "models" / smollm2.name).symlink_to(smollm2)
+    return app_root
 
 
 # A miniature of HyperCLOVA X SEED Omni, see omni_checkpoint.py

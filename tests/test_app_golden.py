@@ -1,0 +1,219 @@
+"""The Golden data view: edits land in the file, whole, checked and with a backup."""
+
+import json
+
+import pytest
+from app_support import button, open_view, texts
+from golden_file import Editing, edit, leaks, merged, new_questions, read, save, table
+from support import write_jsonl
+
+from injection.files import InputError, read_jsonl
+from injection.golden import read_facts, read_generated, update_generated
+from injection.profiles import Project
+
+
+def fact(number: int, **changes) -> dict:
+    return {
+        "id": f"F{number:03d}",
+        "page": 1,
+        "answer": f"answer {number}",
+        "aliases": ["one", "two"],
+        "must_not": ["never"],
+        "statements": [f"The answer is answer {number}.", "Said otherwise."],
+        "questions": [f"What is thing number {number}?", f"Tell me thing {number}."],
+        "reverse": [{"question": f"What is answer {number}?"}],
+        **changes,
+    }
+
+
+@pytest.fixture
+def facts(app_root):
+    return write_jsonl(app_root / "data/paper/facts.jsonl", [fact(1), fact(2)])
+
+
+def key_of(app) -> str:
+    return app.data_editor[0].key
+
+
+def test_an_edit_and_a_new_fact_land_in_the_file(facts):
+    before = facts.read_bytes()
+    app = open_view("golden")
+    assert list(app.data_editor[0].value["answer"]) == ["answer 1", "answer 2"]
+    assert button(app, "Save").disabled
+    added = {"question": "Is it new?", "answer": "yes", "sentence": "It is new.", "page": 2}
+    app.session_state[key_of(app)] = {
+        "edited_rows": {1: {"answer": "better", "aliases": "a | b"}},
+        "added_rows": [added],
+        "deleted_rows": [],
+    }
+    app.run()
+    assert "1 changed, 1 added, 0 removed" in texts(app)
+    button(app, "Save").click().run()
+    assert not app.exception
+    rows = read_jsonl(facts)
+    assert rows[0] == fact(1)
+    assert rows[1] == fact(2, answer="better", aliases=["a", "b"])
+    assert rows[2]["id"] == "F003" and rows[2]["questions"] == ["Is it new?"]
+    assert rows[2]["statements"] == ["It is new."] and rows[2]["page"] == 2
+    assert facts.with_name("facts.jsonl.bak").read_bytes() == before
+    assert "./run.sh --profile smollm2_135m --document paper" in texts(app)
+
+
+def test_wordings_are_edited_beside_the_table(facts):
+    app = open_view("golden")
+    area = next(a for a in app.text_area if a.label.startswith("Questions"))
+    area.set_value("What is thing number 1?\n\n What else? \nWhat else?").run()
+    app.switch_page("views/report.py").run()
+    app.switch_page("views/golden.py").run()
+    assert "1 changed" in texts(app), "unsaved changes outlive a look at another view"
+    button(app, "Save").click().run()
+    assert read_jsonl(facts)[0]["questions"] == ["What is thing number 1?", "What else?"]
+
+
+def test_a_leak_is_warned_of(facts, app_root):
+    held_out = read_jsonl(app_root / "data/paper/eval.jsonl")[0]["question"]
+    app = open_view("golden")
+    app.session_state[key_of(app)] = {"edited_rows": {0: {"question": held_out}}}
+    app.run()
+    assert "Too close to held-out questions" in texts(app) and held_out in texts(app)
+    button(app, "Undo all").click().run()
+    assert "Too close" not in texts(app) and button(app, "Save").disabled
+
+
+def test_an_incomplete_fact_is_refused_in_one_line(facts):
+    before = facts.read_bytes()
+    app = open_view("golden")
+    app.session_state[key_of(app)] = {"added_rows": [{"answer": "alone"}]}
+    app.run()
+    button(app, "Save").click().run()
+    assert "F003: the sentence is missing" in texts(app) and not app.exception
+    assert facts.read_bytes() == before
+
+
+def test_a_file_changed_by_somebody_else_is_not_overwritten(facts):
+    opened = read(facts)
+    write_jsonl(facts, [fact(1), fact(2), fact(3)])
+    with pytest.raises(InputError, match="changed by somebody else"):
+        save(opened, opened.rows)
+    assert len(read_jsonl(facts)) == 3
+
+
+def drafted(number: int, **changes) -> dict:
+    """A row as generate_qa.py writes it."""
+    row = {
+        "id": f"G{number:03d}",
+        "subject": f"thing {number}",
+        "quote": f"It is answer {number}.",
+        "chunk": "c",
+        "held_out": [{"kind": "paraphrase", "question": f"Which one is thing {number}?"}],
+        "status": "draft",
+    }
+    return fact(number, **{**row, **changes})
+
+
+@pytest.fixture
+def generated(facts, app_root):
+    chunk = {"id": "c", "text": "Before. It is answer 1. <b>x</b>", "pages": [1, 2]}
+    write_jsonl(app_root / "data/paper/chunks.jsonl", [{**chunk, "section": "1 $x$"}])
+    rows = [drafted(1), drafted(2, quote="Something else."), drafted(3)]
+    return write_jsonl(app_root / "data/paper/generated.jsonl", rows)
+
+
+def open_generated():
+    app = open_view("golden")
+    app.segmented_control(key="golden_kind").set_value("Generated questions").run()
+    return app
+
+
+def statuses(file) -> list[str]:
+    return [row["status"] for row in read_jsonl(file)]
+
+
+def test_generated_facts_are_explained_then_decided_in_the_table(generated, app_root):
+    rows = generated.read_bytes()
+    generated.unlink()
+    app = open_generated()
+    assert "generate_qa.py --document paper" in texts(app)
+    generated.write_bytes(rows)
+    app.run()
+    assert any("green-background[It is answer 1" in m.value for m in app.markdown)
+    assert not any("<b>" in m.value for m in app.markdown)
+    app.session_state[key_of(app)] = {
+        "edited_rows": {0: {"status": "accepted"}, 1: {"status": "rejected"}}
+    }
+    app.run()
+    button(app, "Save").click().run()
+    assert statuses(generated) == ["accepted", "rejected", "draft"]
+    project = Project("smollm2_135m", "paper")
+    assert [f.id for f in read_facts(project)] == ["F001", "F002", "G001"]
+    assert read_generated(project)[1].held_out[0].question == "Which one is thing 2?"
+
+
+def test_generated_facts_are_decided_one_by_one(generated):
+    app = open_generated()
+    chosen = app.selectbox(key=f"fact {generated}")
+    assert chosen.value == "G001" and "3 drafts left" in texts(app)
+    button(app, "Accept").click().run()
+    assert chosen.value == "G002" and "Look twice: the quoted sentence" in texts(app)
+    app.session_state[key_of(app)] = {"edited_rows": {2: {"answer": "answer 33"}}}
+    app.run()
+    button(app, "Reject").click().run()
+    assert chosen.value == "G003" and "lacks the answer" in texts(app)
+    assert "Unsaved: 3 changed" in texts(app) and statuses(generated) == ["draft"] * 3
+    button(app, "Save").click().run()
+    assert statuses(generated) == ["accepted", "rejected", "draft"] and not app.exception
+    assert read_jsonl(generated)[2]["answer"] == "answer 33"
+
+
+def test_what_the_terminal_wrote_meanwhile_is_shown(generated):
+    app = open_generated()
+    project = Project("smollm2_135m", "paper")
+    first = read_generated(project)[0]
+    update_generated(project, {first.id: first.model_copy(update={"status": "rejected"})})
+    app.run()
+    assert list(app.data_editor[0].value["status"]) == ["rejected", "draft", "draft"]
+
+
+def test_broken_generated_facts_are_one_line(generated):
+    write_jsonl(generated, [{**fact(1), "status": "draft"}])
+    app = open_generated()
+    assert "generated.jsonl line 1: subject" in texts(app) and not app.exception
+
+
+def test_missing_and_broken_files_are_one_line(facts, app_root):
+    facts.write_text('{"id": "F001"}\nnot json\n')
+    app = open_view("golden")
+    assert "line 2: not JSON" in texts(app)
+    facts.unlink()
+    app = open_view("golden")
+    assert "missing" in texts(app) and "facts.jsonl" in texts(app)
+
+
+def test_an_untouched_table_changes_nothing(facts):
+    editing = edit(facts)
+    editing.update(table(editing.base))
+    assert editing.rows == editing.golden.rows
+    save(editing.golden, editing.rows)
+    again = json.dumps(read_jsonl(facts))
+    assert again == json.dumps([fact(1), fact(2)])
+
+
+def test_list_and_table_edits_of_one_fact_meet():
+    row = fact(1)
+    editing = Editing(None, [row], [row], {"F001": {"questions": ["First?", "Second?"]}})
+    frame = table([row])
+    editing.update(frame)
+    assert editing.rows[0]["questions"] == ["First?", "Second?"]
+    frame.loc[0, "question"] = "Changed?"
+    editing.update(frame)
+    assert editing.rows[0]["questions"] == ["Changed?", "Second?"]
+    assert merged([row], frame.drop(0)) == []
+
+
+def test_only_new_questions_of_accepted_rows_can_leak(app_root):
+    before = [fact(1)]
+    after = [fact(1, questions=["New?"]), fact(2, status="draft")]
+    assert new_questions(before, after) == ["New?"]
+    accepted = [fact(1), fact(2, status="accepted", questions=["Known as a draft?"])]
+    assert "Known as a draft?" in new_questions(after, accepted)
+    assert leaks(app_root / "data/paper", []) == []
