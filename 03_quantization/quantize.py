@@ -59,8 +59,8 @@ def report(project: Project, folder: Path) -> None:
 
     from injection import fidelity, measure
 
-    size, weights = conversion.weights_size(folder), conversion.parameters(folder)
-    print(f"{size / 1e6:.1f} MB, {8 * size / weights:.2f} bits per weight")
+    size, bits = conversion.weights_size(folder), conversion.bits_per_weight(folder)
+    print(f"{size / 1e6:.1f} MB, {bits:.2f} bits per weight")
     tokenizer = AutoTokenizer.from_pretrained(project.source, trust_remote_code=False)
     pieces = measure.windows(tokenizer, read_text(project.general / "perplexity.txt"))
     source = fidelity.stream(project.source, pieces, "before")

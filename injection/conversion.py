@@ -17,14 +17,23 @@ def weights_size(folder: Path) -> int:
 
 def parameters(folder: Path) -> int:
     """Number of weights in a folder that mlx-lm wrote."""
-    return read_json(folder / "model.safetensors.index.json")["metadata"]["total_parameters"]
+    return _totals(folder)["total_parameters"]
+
+
+def bits_per_weight(folder: Path) -> float:
+    """Of a folder that mlx-lm wrote: its tensors, without the headers of the files."""
+    return 8 * _totals(folder)["total_size"] / parameters(folder)
+
+
+def _totals(folder: Path) -> dict:
+    return read_json(folder / "model.safetensors.index.json")["metadata"]
 
 
 def quantize(source: Path, folder: Path, settings: Quantization, profile: Profile) -> None:
     """Write source, quantized, to folder, and refuse it when tokens, template or stops changed.
 
-    folder must not exist. InputError when the tokenizer
-    differs, when source is damaged or the disk full.
+    folder must not exist. InputError when the tokenizer differs, the source is damaged or the disk
+    is full.
     """
     from mlx_lm import convert
 
