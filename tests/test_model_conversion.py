@@ -195,7 +195,7 @@ def test_unpermute_undoes_llama_cpp(heads, dim):
 
 
 def test_perplexity_is_sane_and_permuted_rows_would_show(chat_model):
-    text = (ROOT / "data/general/perplexity.txt").read_text()[:3000]
+    text = (ROOT / "data/general/perplexity.txt").read_text()[:800]
 
     def perplexity():
         losses = measure.window_losses(chat_model.model, chat_model.tokenizer, text)
