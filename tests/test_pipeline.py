@@ -89,8 +89,8 @@ def check_report(project, questions) -> None:
 
 
 def check_mlx_lm_generate(project) -> None:
-    """The adapter folder is mlx-lm's own format. On a CPU it takes a second a token on 4 bits, so the
-    prompt goes without the template."""
+    """The adapter folder is mlx-lm's own format. On a CPU it takes a second a token, so the prompt
+    goes without the template."""
     command = [
         Path(sys.executable).with_name("mlx_lm.generate"),
         *("--model", "models/SmolLM2-135M-Instruct-4bit"),
