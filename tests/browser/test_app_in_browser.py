@@ -5,6 +5,7 @@ import time
 
 import pytest
 from app_support import HOSTILE
+from playwright.sync_api import expect
 from support import read_jsonl, write_jsonl
 
 from browser.conftest import NAME
@@ -128,7 +129,8 @@ def test_compare_shows_three_different_answers(page, address):
 def test_a_foreign_adapter_is_shown_and_refused(page):
     choose(page, "Adapter", "Stage 2 (SFT), paper (adapters_foreign) (not usable)")
     page.get_by_text("Not usable here: trained on another base").wait_for()
-    assert page.get_by_role("textbox", name="Ask a question").is_disabled()
+    # The page is still being drawn when the reason appears.
+    expect(page.get_by_role("textbox", name="Ask a question")).to_be_disabled()
 
 
 def test_a_golden_edit_lands_in_the_file(page, address, project):
