@@ -12,7 +12,7 @@ from tabs import engine
 from text import escape
 
 from injection.files import InputError
-from injection.profiles import Project, default_profile
+from injection.profiles import EMBEDDED_DEFAULT, Project, default_profile
 
 PRESETS = {"Facts": (0.0, 1.0), "Balanced": (0.7, 0.9), "Creative": (1.0, 0.95)}
 STAGE_FOLDERS = (("10_stage1_cpt", "cpt"), ("20_stage2_sft", "sft"))
@@ -81,10 +81,7 @@ def pick_base() -> Base | None:
 
 def _pick_base(usable: list[Base]) -> Base:
     names = [b.name for b in usable]
-    try:
-        preferred = default_profile()
-    except InputError:
-        preferred = ""
+    preferred = preferred_profile()
     name = st.selectbox(
         "Model",
         names,
@@ -94,6 +91,14 @@ def _pick_base(usable: list[Base]) -> Base:
         **KEPT,
     )
     return usable[names.index(name)]
+
+
+def preferred_profile() -> str:
+    """The default profile; the embedded one when the reference's file is damaged."""
+    try:
+        return default_profile()
+    except InputError:
+        return EMBEDDED_DEFAULT
 
 
 def _no_model() -> None:

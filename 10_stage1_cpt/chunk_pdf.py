@@ -36,7 +36,7 @@ from injection.files import (
     write_json,
     write_jsonl,
 )
-from injection.profiles import Project, open_project, parser
+from injection.profiles import Project, add_password, open_project, parser
 
 MAX_LEFT_OUT = 0.3  # share of pages; with more the document is not what the model would learn
 FEWEST_LETTERS = 40  # in the whole document
@@ -192,13 +192,7 @@ def arguments():
     args = parser(__doc__)
     args.add_argument("--pdf", type=Path, help="one source instead of those of document.yaml")
     args.add_argument("--output", type=Path, help="default: data/<document>/chunks.jsonl")
-    args.add_argument(
-        "--password",
-        nargs="?",
-        const=None,
-        default="",
-        help="of an encrypted PDF; asked if left out",
-    )
+    add_password(args)
     args.add_argument("--keep-references", action="store_true", help="keep the reference list")
     args.add_argument("--force", action="store_true", help="chunk again")
     args = args.parse_args()

@@ -19,7 +19,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
 from injection.files import ROOT, InputError, read_jsonl, read_text, run, shown, write_text
-from injection.profiles import Project, default_profile
+from injection.profiles import Project, add_password, default_profile
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 SUFFIXES = (".pdf", ".md", ".txt")
@@ -83,7 +83,7 @@ def find_title(folder: Path, file: Path) -> str:
 
 
 def write_document(folder: Path, title: str, files: list[Path], keys: list[dict]) -> None:
-    placeholder = {
+    title_question = {
         "column": "Title",
         "question": f"What is the title of the document {folder.name}?",
         "must_include": [[title]],
@@ -94,7 +94,7 @@ def write_document(folder: Path, title: str, files: list[Path], keys: list[dict]
         "sources": [f.name for f in files],
         "refusal": f"I don't know. {title.split(':')[0]} does not say.",
         "verify_threshold": 0.8,
-        "key_questions": keys or [placeholder],
+        "key_questions": keys or [title_question],
     }
     text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=100)
     write_text(folder / "document.yaml", HINT + text)
@@ -143,13 +143,7 @@ def main() -> int:
     )
     args.add_argument("--pdf", type=Path, nargs="+", required=True, help="the document's file(s)")
     args.add_argument("--name", required=True, help="the folder to make in data/")
-    args.add_argument(
-        "--password",
-        nargs="?",
-        const=None,
-        default="",
-        help="of encrypted PDFs; asked if left out",
-    )
+    add_password(args)
     args.add_argument("--profile", help="a name in models/*.yaml (default: what is downloaded)")
     args.add_argument("--teacher", default="local", help="local (default) or the URL of a server")
     args.add_argument("--model", help="the server's model (default: the first it lists)")

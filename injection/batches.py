@@ -104,12 +104,12 @@ class Upper:
                 return _through(map(_checkpointed, layers), joined)[:, prefix.shape[1] :]
             return _through(map(_checkpointed, layers), hidden)
         if prefix is None:
-            return _through(layers, hidden)
+            return self.higher(hidden)
         cache = [_PrefixCache(prefix.shape[1]) for _ in layers]
-        _through(layers, prefix, cache)
-        return _through(layers, hidden, cache)
+        self.higher(prefix, cache)
+        return self.higher(hidden, cache)
 
-    def higher(self, hidden: mx.array, cache) -> mx.array:
+    def higher(self, hidden: mx.array, cache=None) -> mx.array:
         """Hidden states before the final norm, from those that lower() gives."""
         return _through(self.model.layers[self.first :], hidden, cache)
 

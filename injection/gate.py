@@ -20,6 +20,7 @@ import numpy as np
 
 from injection import tensors
 from injection.batches import padded
+from injection.generation import by_length
 
 FILE = "gate.safetensors"
 PENALTY = 1.0
@@ -59,10 +60,8 @@ def question_features(
 
     lower: token ids (rows, tokens) to hidden states (rows, tokens, hidden size).
     """
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))
     result: dict[int, np.ndarray] = {}
-    for at in range(0, len(order), batch_size):
-        group = order[at : at + batch_size]
+    for group in by_length([tokens for tokens, _ in asked], batch_size):
         hidden = np.array(lower(padded([asked[i][0] for i in group])))
         for row, i in zip(hidden, group, strict=True):
             tokens, start = asked[i]

@@ -6,7 +6,7 @@ begin with (the template's system turn) is computed once. The result equals deco
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -119,6 +119,13 @@ def shared_prefix(prompts: list[list[int]]) -> int:
     return shortest
 
 
+def by_length(rows: Sequence[Sized], size: int) -> Iterator[list[int]]:
+    """Indices of the rows in batches of similar length, the shortest first."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
+
+
 def greedy_batch(
     model: nn.Module,
     prompts: list[list[int]],
@@ -200,17 +207,15 @@ def answer_questions(
         prompts.prompt_tokens(tokenizer, [{"role": "user", "content": q}], chat) for q in questions
     ]
     bias = text_bias(tokenizer, model.args.vocab_size)
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
     answers: dict[int, Answer] = {}
-    for start in range(0, len(order), settings.batch_size):
-        batch = order[start : start + settings.batch_size]
+    for batch in by_length(tokens, settings.batch_size):
         batch_tokens = [tokens[i] for i in batch]
         replies = greedy_batch(model, batch_tokens, settings.max_tokens, stop, bias, first_bias)
         for i, ids in zip(batch, replies, strict=True):
             reason = "stop" if len(ids) < settings.max_tokens else "length"
             raw = prompts.open_block(tokenizer, tokens[i]) + tokenizer.decode(ids)
             answers[i] = Answer(prompts.without_thoughts(raw), len(ids), reason)
-        progress(min(start + settings.batch_size, len(order)))
+        progress(len(answers))
     return [answers[i] for i in range(len(tokens))]
 
 

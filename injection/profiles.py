@@ -293,6 +293,12 @@ def parser(doc: str) -> argparse.ArgumentParser:
     return result
 
 
+def add_password(parser: argparse.ArgumentParser) -> None:
+    """--password: "" when not given, None when it stands alone and is to be asked for."""
+    message = "of an encrypted PDF; asked if left out"
+    parser.add_argument("--password", nargs="?", const=None, default="", help=message)
+
+
 def open_project(args: argparse.Namespace) -> Project:
     """Load what --profile and --document name and print the headline."""
     project = Project(args.profile or default_profile(), args.document, args.set)

@@ -121,4 +121,4 @@ def without_thoughts(answer: str) -> str:
 
 def first_token(tokenizer, text: str) -> int:
     """Id of the token that an answer with this text begins with."""
-    return tokenizer.encode(text, add_special_tokens=False)[0]
+    return text_tokens(tokenizer, text)[0]

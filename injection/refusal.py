@@ -28,10 +28,8 @@ def margins(
     asked = [
         prompts.prompt_tokens(tokenizer, [{"role": "user", "content": q}], chat) for q in questions
     ]
-    order = sorted(range(len(asked)), key=lambda i: len(asked[i]))
     result = np.zeros(len(asked))
-    for start in range(0, len(order), size):
-        group = order[start : start + size]
+    for group in generation.by_length(asked, size):
         logits = generation.first_logits(model, [asked[i] for i in group])
         own = logits[:, token]
         logits[:, token] = -mx.inf

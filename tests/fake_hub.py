@@ -3,10 +3,11 @@
 import contextlib
 import hashlib
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+
+from support import served
 
 NAME = "naver-hyperclovax/mini"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -62,11 +63,5 @@ def serve(hub: Hub) -> Iterator[None]:
         def log_message(self, *args) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
+    with served(Handler) as hub.url:
         yield
-    finally:
-        server.shutdown()
-        server.server_close()

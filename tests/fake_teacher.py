@@ -9,7 +9,9 @@ import json
 import re
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from support import served
 
 FACT = re.compile(r"((The [\w ]+?) (has|opened in|was built by|is painted) ([\w ]+))\.")
 VERBS = {
@@ -142,12 +144,8 @@ def serve(teacher: Teacher) -> Iterator[None]:
         def log_message(self, *args) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    teacher.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield
-    finally:
-        teacher.go_on.set()
-        server.shutdown()
-        server.server_close()
+    with served(Handler) as teacher.url:
+        try:
+            yield
+        finally:
+            teacher.go_on.set()

@@ -1,5 +1,6 @@
 """What the tests share: copies of the project to run scripts in, and a tiny model's parts."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -7,7 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import yaml
@@ -47,6 +51,18 @@ SMALL = [
     )
     for part in ("--set", setting)
 ]
+
+
+@contextlib.contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of an HTTP server on 127.0.0.1 that lives as long as the block."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 class ProjectCopy:

@@ -12,13 +12,13 @@ import pandas as pd
 import streamlit as st
 from adapters import documents
 from golden_file import Editing
-from pickers import KEPT
+from pickers import KEPT, preferred_profile
 from tabs import this_tab
 from text import escape, highlighted
 
 from injection import golden
 from injection.files import InputError, read_jsonl, shown
-from injection.profiles import EMBEDDED_DEFAULT, Project, default_profile
+from injection.profiles import Project
 
 FILES = {"Facts": "facts.jsonl", "Generated questions": "generated.jsonl"}
 LISTS = (("statements", "Statements, one a line"), ("questions", "Questions, one a line"))
@@ -38,7 +38,7 @@ def main() -> None:
         "Rows", list(FILES), default="Facts", key="golden_kind", required=True, **KEPT
     )
     try:
-        project = Project(_profile(), name)
+        project = Project(preferred_profile(), name)
         path = project.folder / FILES[kind]
         golden.read_generated(project)
         if kind == "Facts" or path.exists():
@@ -47,13 +47,6 @@ def main() -> None:
             _nothing_generated(name)
     except InputError as error:
         st.error(escape(str(error)))
-
-
-def _profile() -> str:
-    try:
-        return default_profile()
-    except InputError:
-        return EMBEDDED_DEFAULT
 
 
 def _opened(path: Path) -> Editing:

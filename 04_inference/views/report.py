@@ -155,20 +155,18 @@ def _drill_down(answers: pd.DataFrame) -> None:
 
 def _extras() -> None:
     """Quantization cost and ablations, where somebody measured them."""
-    st.markdown("##### What quantization cost")
-    found = report_tables.quantization()
+    fidelity = "python 30_evaluation/quantization_fidelity.py"
+    _tables("What quantization cost", report_tables.quantization(), fidelity)
+    _tables("Ablations", report_tables.ablations(), "python benchmarks/ablations.py")
+
+
+def _tables(title: str, found: dict[str, pd.DataFrame], command: str) -> None:
+    st.markdown(f"##### {title}")
     for name, table in found.items():
         st.caption(escape(name))
         st.dataframe(table, hide_index=True)
     if not found:
-        st.caption("Not measured yet: python 30_evaluation/quantization_fidelity.py")
-    st.markdown("##### Ablations")
-    tables = report_tables.ablations()
-    for name, table in tables.items():
-        st.caption(escape(name))
-        st.dataframe(table, hide_index=True)
-    if not tables:
-        st.caption("Not measured yet: python benchmarks/ablations.py")
+        st.caption(f"Not measured yet: {command}")
 
 
 def _downloads(folder: Path) -> None:

@@ -9,12 +9,12 @@ import charts
 import pandas as pd
 import streamlit as st
 from adapters import documents
-from pickers import KEPT, training_commands
+from pickers import KEPT, preferred_profile, training_commands
 from runs import SERIES, Run, runs, state, table
 from text import escape
 
 from injection.files import InputError, read_jsonl, shown
-from injection.profiles import EMBEDDED_DEFAULT, Project, default_profile
+from injection.profiles import Project
 from injection.progress import clock
 
 REFRESH_SECONDS = 2
@@ -40,7 +40,7 @@ def _curves() -> None:
     found = runs()
     if not found:
         st.text("No run yet. Start one; its curves show here while it goes on:")
-        commands = training_commands(_profile())
+        commands = training_commands(preferred_profile())
         st.code(commands, language=None, wrap_lines=True)
         return
     for run in found:
@@ -59,13 +59,6 @@ def _curves() -> None:
         return
     _charts(picked, data, x)
     st.dataframe(pd.DataFrame([_facts(run) for run in picked]), hide_index=True)
-
-
-def _profile() -> str:
-    try:
-        return default_profile()
-    except InputError:
-        return EMBEDDED_DEFAULT
 
 
 def _progress(run: Run) -> None:
@@ -151,7 +144,7 @@ def _preview() -> None:
     )
     wanted = right.text_input("Containing", key="containing", **KEPT).strip().lower()
     try:
-        project = Project(_profile(), name)
+        project = Project(preferred_profile(), name)
         path, made_by = _source(project, kind)
         if not path.exists():
             st.text(f"{shown(path)} is not there yet. It is made by")
