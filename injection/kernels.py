@@ -4,9 +4,15 @@ mlx evaluates `exp` there one element at a time (10-20 ns each), which costs mor
 products around it. Here exp(x) = 2^n * p(f) with n + f = x / ln 2, |f| <= 1/2 and p the degree-5
 polynomial of least relative error (7e-8): only multiplications, additions and bit shifts, 4 times
 faster. SiLU and softmax keep theirs for the backward pass.
+
+Decoding is the other way round: arrays are so small that every operation costs the same few
+microseconds, and what counts is to need few of them.
 """
 
+import math
+
 import mlx.core as mx
+import mlx.nn as nn
 import mlx_lm.models.llama as llama
 
 LOG2_E = 1.4426950408889634
@@ -20,6 +26,8 @@ EXP2_COEFFICIENTS = (
 )
 # Added to a small float, 1.5 * 2^23 leaves its nearest integer in the lowest bits.
 ROUNDER = 12582912.0
+# Elements from which the polynomial, some 20 operations, beats mlx's exp, which is one.
+LARGE = 6144
 
 
 def exp(x: mx.array) -> mx.array:
@@ -55,7 +63,7 @@ def _swiglu_vjp(primals, cotangents, outputs):
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """silu(gate) * x, as in llama's MLP."""
-    return _swiglu(gate, x)[0]
+    return gate * mx.sigmoid(gate) * x if gate.size < LARGE else _swiglu(gate, x)[0]
 
 
 def _softmax(scores: mx.array) -> mx.array:
@@ -71,6 +79,8 @@ def attention(queries, keys, values, cache=None, scale: float = 1.0, mask=None):
     columns).
     """
     rows, heads, tokens, dim = queries.shape
+    if tokens == 1:
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
     kv_heads, columns = keys.shape[1:3]
     if isinstance(mask, str):
         mask = mx.arange(columns) <= mx.arange(columns - tokens, columns)[:, None]
@@ -97,6 +107,54 @@ def attention(queries, keys, values, cache=None, scale: float = 1.0, mask=None):
         return d_queries, d_keys, weights.swapaxes(-1, -2) @ cotangent
 
     return attend(queries, keys, values)[0]
+
+
+class SharedRope(nn.Module):
+    """nn.RoPE (dims, base, scale) whose sines and cosines are computed once for all layers.
+
+    One instance stands in for the rotary embeddings of every layer: they are all called with the
+    same positions before the next ones come.
+    """
+
+    def __init__(self, rope: nn.RoPE):
+        super().__init__()
+        half = rope.dims // 2
+        self._frequencies = rope.scale * mx.exp(mx.arange(half) * (-math.log(rope.base) / half))
+        self._at = self._cos = self._sin = None
+
+    def __call__(self, x: mx.array, offset: int | mx.array = 0) -> mx.array:
+        """x: (rows, heads, tokens, dims); offset: of the first token, one or (rows,)."""
+        tokens, half = x.shape[2], x.shape[3] // 2
+        if not self._has(offset, tokens):
+            self._compute(offset, tokens)
+        swapped = mx.concatenate([x[..., half:], x[..., :half]], axis=-1)
+        return x * self._cos + swapped * self._sin
+
+    def _has(self, offset: int | mx.array, tokens: int) -> bool:
+        if self._at is None or self._at[1] != tokens:
+            return False
+        # Arrays by identity: to compare their contents would cost what is to be saved.
+        before = self._at[0]
+        return before is offset or (type(before) is type(offset) is int and before == offset)
+
+    def _compute(self, offset: int | mx.array, tokens: int) -> None:
+        start = mx.array(offset).reshape(-1, 1, 1, 1)
+        angles = (start + mx.arange(tokens)[:, None]) * self._frequencies
+        sin, cos = mx.sin(angles), mx.cos(angles)
+        self._cos = mx.concatenate([cos, cos], axis=-1)
+        self._sin = mx.concatenate([-sin, sin], axis=-1)
+        # Evaluated, for lazy arrays could not be used by another thread.
+        mx.eval(self._cos, self._sin)
+        self._at = offset, tokens
+
+
+def share_rope(model: nn.Module) -> None:
+    """Let the layers of an mlx-lm llama share one rotary embedding, where it is a plain one."""
+    rope = model.layers[0].self_attn.rope
+    if type(rope) is nn.RoPE and not rope.traditional:
+        shared = SharedRope(rope)
+        for layer in model.layers:
+            layer.self_attn.rope = shared
 
 
 def use_fast_activations() -> None:

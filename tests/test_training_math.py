@@ -151,9 +151,10 @@ def test_exp_equals_mlx():
     assert mx.all(mx.isfinite(kernels.exp(mx.array([-1e9, 1e9])))).item()
 
 
-def test_swiglu_equals_mlx_in_value_and_gradient():
+@pytest.mark.parametrize("size", [kernels.LARGE // 50, 2 * kernels.LARGE // 50])
+def test_swiglu_equals_mlx_in_value_and_gradient(size):
     mx.random.seed(0)
-    gate, x, weight = mx.random.normal((3, 50, 40)) * 6
+    gate, x, weight = mx.random.normal((3, 50, size)) * 6
 
     def value_and_gradients(function):
         return mx.value_and_grad(lambda g, v: (weight * function(g, v)).sum(), argnums=(0, 1))(
@@ -170,13 +171,14 @@ def test_swiglu_equals_mlx_in_value_and_gradient():
 
 
 @pytest.mark.parametrize("mask", [None, "causal", "array"])
-def test_attention_equals_mlx_in_value_and_gradient(mask):
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_attention_equals_mlx_in_value_and_gradient(mask, tokens):
     mx.random.seed(0)
-    q = 3 * mx.random.normal((2, 6, 5, 8))
+    q = 3 * mx.random.normal((2, 6, tokens, 8))
     k, v = 3 * mx.random.normal((2, 2, 2, 9, 8))
     weight = mx.random.normal(q.shape)
     if mask == "array":
-        mask = mx.random.uniform(shape=(2, 1, 5, 9)) > 0.4
+        mask = mx.random.uniform(shape=(2, 1, tokens, 9)) > 0.4
 
     def value_and_gradients(function):
         def score(*qkv):
@@ -188,6 +190,24 @@ def test_attention_equals_mlx_in_value_and_gradient(mask):
     theirs, gradients = value_and_gradients(plain_attention)
     assert close(ours, theirs)
     assert all(close(a, b) for a, b in zip(our_gradients, gradients, strict=True))
+
+
+def test_shared_rope_equals_mlx_in_value_and_gradient():
+    mx.random.seed(0)
+    rope = nn.RoPE(8, base=1000.0)
+    shared = kernels.SharedRope(rope)
+    x, weight = mx.random.normal((2, 3, 4, 5, 8))
+    # One after the other, as the layers of a pass and then the next pass call it.
+    for offset in (0, 0, 7, 700, mx.array([3, 4, 90]), mx.array([4, 5, 91]), 7):
+
+        def score(function, x, offset=offset):
+            return (weight * function(x, offset=offset)).sum()
+
+        (ours, gradient), (theirs, expected) = (
+            mx.value_and_grad(lambda x, f=f: score(f, x))(x) for f in (shared, rope)
+        )
+        assert close(ours, theirs) and close(gradient, expected)
+        assert close(shared(x[:, :, :1], offset=offset), rope(x[:, :, :1], offset=offset))
 
 
 def test_loss_is_on_answers_and_texts_only(run):

@@ -27,19 +27,24 @@ def main() -> None:
         return
     tab = this_tab()
     _header(settings)
-    question = None if tab.turns else _suggestions(settings)
+    if not tab.turns:
+        _suggestions(tab, settings)
     places = [(t.answer, _show_turn(t, settings)) for t in list(tab.turns)]
     running = [(answer, place) for answer, place in places if not answer.finished]
-    blocked = bool(running or settings.problem)
-    question = st.chat_input("Ask a question", disabled=blocked) or question
-    if question and not blocked:
-        ask(tab, question, settings)
-        st.rerun()
+    # By callback, so that the worker begins before the page is drawn, and it is drawn once.
+    asked = {"key": "question", "on_submit": _ask_typed, "args": (tab, settings)}
+    st.chat_input("Ask a question", disabled=bool(running or settings.problem), **asked)
     if running:
         follow(*running[0])
         st.rerun()
     if tab.turns:
         _actions(tab, settings)
+
+
+def _ask_typed(tab: Tab, settings: Settings) -> None:
+    # A second Enter may come before the page shows that the first was heard.
+    if not tab.turns or tab.turns[-1].answer.finished:
+        ask(tab, st.session_state.question, settings)
 
 
 def ask(tab: Tab, question: str, settings: Settings) -> None:
@@ -59,17 +64,17 @@ def _header(settings: Settings) -> None:
         st.error(escape(f"{label} cannot answer: {settings.problem}. Choose another adapter."))
 
 
-def _suggestions(settings: Settings) -> str | None:
-    """The key questions of the adapter's document as buttons; the one clicked."""
+def _suggestions(tab: Tab, settings: Settings) -> None:
+    """The key questions of the adapter's document as buttons."""
     document = _document(settings)
     if document is None:
-        return None
+        return
     st.text(f"Ask about {document.title}, or anything else.")
     with st.container(horizontal=True):
         for i, key in enumerate(document.key_questions):
-            if st.button(escape(key.question), key=f"suggestion_{i}"):
-                return key.question
-    return None
+            click = {"on_click": ask, "args": (tab, key.question, settings)}
+            blocked = bool(settings.problem)
+            st.button(escape(key.question), key=f"suggestion_{i}", disabled=blocked, **click)
 
 
 def _document(settings: Settings):
