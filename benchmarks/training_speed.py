@@ -1,10 +1,10 @@
-"""Training speed: this trainer, transformers + PEFT (torch CPU, fp32) and stock `mlx_lm lora`.
+"""Training speed: this trainer, transformers + PEFT (torch CPU, fp32 or bf16), stock `mlx_lm lora`.
 
 One epoch on the same rows, tokens, loss masks, batches, LoRA shape, initial weights and learning
-rates, for the LoRA layers of the profile and for all layers. This trainer and PEFT take turns in
-fresh processes; the table gives medians. Loading a model is not timed. The hidden-state cache fill
-is paid once, so a job that goes over its rows E times costs fill + E * epoch. Loss curves must
-agree within 2%. Stock mlx_lm gets a few of the shortest rows and a time limit.
+rates, for the LoRA layers of the profile and for all layers. This trainer (fp32) and PEFT take
+turns in fresh processes; the table gives medians. Loading a model is not timed. The hidden-state
+cache fill is paid once, so a job that goes over its rows E times costs fill + E * epoch. Loss
+curves must agree within 2%. Stock mlx_lm gets a few of the shortest rows and a time limit.
 
 Reads:   models/<4-bit folder>, data/<document>/sft/<profile>/train.jsonl (rows with a hard target)
 Writes:  benchmarks/results/training_speed.json and .png; prints one Markdown table
@@ -22,14 +22,23 @@ from pathlib import Path
 import common
 
 TOLERANCE = 0.02
+NAMES = {
+    "ours": "this trainer, fp32",
+    "peft": "transformers + PEFT, fp32",
+    "peft_bf16": "transformers + PEFT, bf16",
+}
 
 
-def train_peft(job: dict) -> dict:
-    """The usual transformers + PEFT loop over job["batches"], rows of tokens and answer starts."""
+def train_peft(job: dict, precision: str = "float32") -> dict:
+    """The usual transformers + PEFT loop over job["batches"], rows of tokens and answer starts.
+
+    In bf16 the base is in bf16 and autocast computes in it; LoRA weights stay in fp32.
+    """
     import torch
 
     torch.manual_seed(0)
-    model = _peft_model(job)
+    dtype = getattr(torch, precision)
+    model = _peft_model(job, dtype)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=job["weight_decay"])
     losses, seconds = [], 0.0
@@ -39,7 +48,8 @@ def train_peft(job: dict) -> dict:
         optimizer.param_groups[0]["lr"] = (
             job["rates"][step - 1] * (1 - 0.9**step) / (1 - 0.999**step) ** 0.5
         )
-        loss = model(**_tensors(batch), use_cache=False).loss
+        with torch.autocast("cpu", dtype, enabled=precision != "float32"):
+            loss = model(**_tensors(batch), use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, job["max_grad_norm"])
         optimizer.step()
@@ -51,13 +61,12 @@ def train_peft(job: dict) -> dict:
     return {**found, "tokens": tokens, "versions": common.versions("torch", "transformers", "peft")}
 
 
-def _peft_model(job: dict):
-    import torch
+def _peft_model(job: dict, dtype):
     from peft import LoraConfig, get_peft_model
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    base = AutoModelForCausalLM.from_pretrained(job["weights"], dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(job["weights"], dtype=dtype)
     lora, layers = job["lora"], base.config.num_hidden_layers
     config = LoraConfig(
         r=lora["rank"],
@@ -121,15 +130,14 @@ def plot(job: dict) -> dict:
     figure, axes = common.figure(2)
     panels = (("tokens_per_second", "tokens/s"), ("job_seconds", f"s, {report['passes']:g} passes"))
     for axis, (key, label) in zip(axes, panels, strict=True):
-        for shift, name in ((-0.2, "ours"), (0.2, "peft")):
+        for number, (name, title) in enumerate(NAMES.items()):
             values = [case[name][key] for case in report["cases"].values()]
-            places = [i + shift for i in range(len(values))]
-            label = "this trainer" if name == "ours" else "transformers + PEFT"
-            bars = axis.bar(places, [v or 0 for v in values], 0.4, label=label)
+            places = [i + 0.27 * (number - 1) for i in range(len(values))]
+            bars = axis.bar(places, [v or 0 for v in values], 0.27, label=title)
             common.label_bars(axis, bars, values, ".0f")
         axis.set_xticks(range(len(report["cases"])), [f"LoRA on {c}" for c in report["cases"]])
         axis.set_ylabel(label)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3)
     figure.savefig(job["file"], dpi=120)
     return {}
 
@@ -168,7 +176,7 @@ def make_jobs(args, project, layers: int, folder: Path) -> dict[str, dict]:
     rows = sorted(run_.rows, key=lambda r: len(r.tokens))[: args.stock_rows]
     stock = {**shape, "base": str(project.base), "steps": args.stock_steps}
     stock["rows"] = [(r.tokens, r.start) for r in rows]
-    return {"ours": ours, "peft": peft, "stock": stock}
+    return {"ours": ours, "peft": peft, "peft_bf16": peft, "stock": stock}
 
 
 def schedule(run_) -> dict:
@@ -201,10 +209,11 @@ def save_lora_a(model, lora, path: str) -> None:
 
 
 def measure(jobs: dict[str, dict], pairs: int) -> dict[str, list[dict]]:
-    runs: dict[str, list[dict]] = {"ours": [], "peft": []}
+    runs: dict[str, list[dict]] = {name: [] for name in NAMES}
     for _ in range(pairs):
-        runs["ours"].append(common.work(common.OURS, __file__, "ours", jobs["ours"]))
-        runs["peft"].append(common.work(common.PEERS, __file__, "peft", jobs["peft"]))
+        for name, found in runs.items():
+            python = common.OURS if name == "ours" else common.PEERS
+            found.append(common.work(python, __file__, name, jobs[name]))
     return runs
 
 
@@ -244,17 +253,20 @@ def table(report: dict) -> str:
     header = ["LoRA layers", "trainer", "cache fill, s", "epoch, s", "tokens/s"]
     header += [f"job of {report['passes']:g} passes, s", "peak GB", "notes"]
     rows = []
-    for name, case in report["cases"].items():
-        times = "this trainer is {:.2f}x (steps), {:.2f}x (job); losses differ by {:.2%} at most"
-        versus = case["versus"]
-        note = times.format(*versus.values()) if versus["job_speedup"] else "no pair to compare"
-        rows.append([name, "this trainer", *cells(case["ours"]), "; ".join(case["ours"]["failed"])])
-        notes = [note, *case["peft"]["failed"]]
-        rows.append([name, "transformers + PEFT", *cells(case["peft"]), "; ".join(notes)])
+    for layers, case in report["cases"].items():
+        for name, title in NAMES.items():
+            notes = [against(case["versus"][name])] if name in case["versus"] else []
+            notes += case[name]["failed"]
+            rows.append([layers, title, *cells(case[name]), "; ".join(notes)])
     stock = report["stock"]
     first = next(iter(report["cases"]))
     rows.append([first, "stock mlx_lm lora", *cells(stock), stock["note"]])
     return common.markdown(header, rows)
+
+
+def against(versus: dict) -> str:
+    times = "this trainer is {:.2f}x (steps), {:.2f}x (job); losses differ by {:.2%} at most"
+    return times.format(*versus.values()) if versus["job_speedup"] else "no pair to compare"
 
 
 def cells(s: dict) -> list[str]:
@@ -300,19 +312,32 @@ def main() -> int:
             jobs = make_jobs(args, project, layers, Path(folder))
             runs = measure(jobs, args.pairs)
             case = {who: summarise(found, passes) for who, found in runs.items()}
-            case["versus"] = compare(case["ours"], case["peft"], args.check_steps)
+            case["versus"] = {
+                name: compare(case["ours"], case[name], args.check_steps)
+                for name in ("peft", "peft_bf16")
+            }
             report["cases"][name] = case
             if "stock" not in report:
                 report["stock"] = measure_stock(jobs["stock"], args.stock_limit)
     common.publish(__file__, report, table(report), args.output)
-    differences = [case["versus"]["loss_difference"] for case in report["cases"].values()]
+    differences = [
+        versus["loss_difference"]
+        for case in report["cases"].values()
+        for versus in case["versus"].values()
+    ]
     if not all(d is not None and d <= TOLERANCE for d in differences):
         print(f"error: losses do not agree within {TOLERANCE:.0%}: the times compare nothing")
         return 1
     return 0
 
 
-WORKERS = {"ours": common.train_ours, "peft": train_peft, "stock": train_stock, "plot": plot}
+WORKERS = {
+    "ours": common.train_ours,
+    "peft": train_peft,
+    "peft_bf16": lambda job: train_peft(job, "bfloat16"),
+    "stock": train_stock,
+    "plot": plot,
+}
 
 if __name__ == "__main__":
     common.start(main, WORKERS)
