@@ -8,6 +8,7 @@ the BLAS and malloc of the process, which no peer may profit or suffer from.
 
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -106,10 +107,10 @@ def versions(*names: str) -> dict[str, str]:
 
 
 def train_ours(job: dict) -> dict:
-    """One epoch of this project's trainer on job["data"]/train.jsonl, timed by the trainer itself.
+    """One epoch of this project's trainer on job["data"]/train.jsonl.
 
     job: profile, document, overrides, data (folder), lora_a (file of initial weights or null).
-    Returns seconds of the cache fill and of the steps, the loss of each step, the row tokens.
+    Returns seconds of the cache fill and of each step, the loss of each step, the row tokens.
     """
     from injection import training
     from injection.profiles import Project
@@ -121,7 +122,13 @@ def train_ours(job: dict) -> dict:
                 seen.append((each.sum(), sum(len(r.targets) for r in rows)))
             return each
 
+        def note_hardness(self, *args):
+            # Called at the end of every step.
+            super().note_hardness(*args)
+            ends.append(time.perf_counter())
+
     seen: list = []
+    ends: list[float] = []
     project = Project(job["profile"], job["document"], job["overrides"])
     with tempfile.TemporaryDirectory() as folder:
         run_ = Recorded(project, "sft", Path(job["data"]), Path(folder, "adapter"), None)
@@ -130,10 +137,11 @@ def train_ours(job: dict) -> dict:
         fill = time.perf_counter() - started
         if job["lora_a"]:
             _load_weights(run_.model, job["lora_a"])
+        ends.append(time.perf_counter())
         training.train(run_)
     return {
         "fill_seconds": fill,
-        "epoch_seconds": run_.state.seconds,
+        "step_seconds": [after - before for before, after in itertools.pairwise(ends)],
         "losses": [loss.item() / targets for loss, targets in seen],
         "tokens": sum(len(r.tokens) for r in run_.rows),
         "versions": versions("mlx", "mlx-lm"),
