@@ -16,7 +16,7 @@ import numpy as np
 
 from injection import prompts
 from injection.files import InputError
-from injection.generation import shared_prefix
+from injection.generation import by_length, shared_prefix
 from injection.profiles import Chat
 
 
@@ -169,15 +169,13 @@ def fill_cache(upper: Upper, rows: list[Row], batch_size: int, progress) -> int:
     Must run before the adapter changes anything, i.e. on fresh LoRA layers. Returns the bytes
     kept. Rows are grouped by length; nothing is dropped.
     """
-    order = sorted(rows, key=lambda r: (r.prefix, len(r.tokens)))
-    kept = 0
-    for start in range(0, len(order), batch_size):
-        group = order[start : start + batch_size]
-        for same in (
-            [r for r in group if r.prefix == p] for p in sorted({r.prefix for r in group})
-        ):
-            kept += _fill(upper, same)
-        progress(min(start + batch_size, len(order)))
+    kept = done = 0
+    for prefix in sorted({r.prefix for r in rows}):
+        same = [r for r in rows if r.prefix == prefix]
+        for batch in by_length([r.tokens for r in same], batch_size):
+            kept += _fill(upper, [same[i] for i in batch])
+            done += len(batch)
+            progress(done)
     return kept
 
 

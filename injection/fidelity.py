@@ -43,7 +43,7 @@ def stream(folder: Path, pieces: list[list[int]], label: str) -> Streamed:
     if runtime.on_cpu():
         # Nothing more is read yet: a layer is expanded when it is evaluated.
         to_fp32(model)
-        kernels.use_fast_activations()
+        kernels.use_fast_layers(model)
     bar = Progress(label, len(layers))
     for i, layer in enumerate(layers):
         mx.eval(layer.parameters())

@@ -148,8 +148,8 @@ class SharedRope(nn.Module):
         self._at = offset, tokens
 
 
-def share_rope(model: nn.Module) -> None:
-    """Let the layers of an mlx-lm llama share one rotary embedding, where it is a plain one."""
+def _share_rope(model: nn.Module) -> None:
+    """Let the layers share one rotary embedding, where it is a plain one."""
     rope = model.layers[0].self_attn.rope
     if type(rope) is nn.RoPE and not rope.traditional:
         shared = SharedRope(rope)
@@ -157,7 +157,8 @@ def share_rope(model: nn.Module) -> None:
             layer.self_attn.rope = shared
 
 
-def use_fast_activations() -> None:
-    """Let mlx-lm's llama use these functions from now on (fp32 on CPU only)."""
+def use_fast_layers(model: nn.Module) -> None:
+    """Let mlx-lm's llamas, and this one's layers, use these functions (fp32 on CPU only)."""
+    _share_rope(model)
     llama.swiglu = swiglu
     llama.scaled_dot_product_attention = attention

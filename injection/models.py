@@ -46,8 +46,7 @@ def load_base(folder: Path):
         if not (fits := runtime.fits(size)):
             print(f"fp32 would take {size / 1e9:.0f} GB: slow, on quantized weights", flush=True)
         to_fp32(model, expand=fits)
-        kernels.use_fast_activations()
-        kernels.share_rope(model)
+        kernels.use_fast_layers(model)
     # Lazy arrays keep the stream of the thread that made them; other threads could not use them.
     mx.eval(model.parameters())
     model.freeze()
