@@ -7,7 +7,7 @@ does hits both; the table gives medians and the ratio of each pair.
 
 Reads:   models/<4-bit folder>, the SFT adapter, data/<document>/eval.jsonl (split test); needs
          Chromium and requirements-dev.txt
-Writes:  prints one Markdown table; logs/chats.jsonl, as the app does
+Writes:  benchmarks/results/app_speed.json and .png; logs/chats.jsonl, as the app does
 Command: python benchmarks/app_speed.py
 """
 
@@ -76,26 +76,27 @@ def ask_app(page, question: str) -> dict:
 
     box = page.get_by_role("textbox", name="Ask a question")
     box.fill(question)
-    answers = page.locator('[aria-label="Chat message from assistant"]').count()
     started = time.perf_counter()
     box.press("Enter")
-    page.wait_for_function(FIRST_TEXT, arg=answers, timeout=300_000)
+    page.wait_for_function(FIRST_TEXT, arg=question, polling=50, timeout=300_000)
     seen = time.perf_counter() - started
-    page.wait_for_function(FINISHED, arg=answers, timeout=300_000)
+    page.wait_for_function(FINISHED, arg=question, polling=50, timeout=300_000)
     settled(page)
     return {"page_first_text": seen}
 
 
-FIRST_TEXT = """before => {
-  const answers = document.querySelectorAll('[aria-label="Chat message from assistant"]');
-  const last = answers[before];
-  return last && last.querySelector('[data-testid=stMarkdown] p') &&
-    !/^(Waiting|Loading|Reading)/.test(last.innerText.trim());
+# The text of the answer to a question, once the page shows that question last; what the page has
+# not yet replaced since the question was asked is marked stale.
+ANSWER = """question => {
+  const messages = who => document.querySelectorAll(`[aria-label="Chat message from ${who}"]`);
+  const last = who => [...messages(who)].pop();
+  const asked = last('user'), answer = last('assistant');
+  if (!asked || !answer || asked.innerText.trim() !== question) return '';
+  const fresh = answer.querySelectorAll('[data-testid=stElementContainer][data-stale=false]');
+  return [...fresh].map(e => e.innerText).join(' ').trim();
 }"""
-FINISHED = """before => {
-  const answers = document.querySelectorAll('[aria-label="Chat message from assistant"]');
-  return answers[before] && /(complete|token limit reached)/.test(answers[before].innerText);
-}"""
+FIRST_TEXT = f"question => /^(?!Waiting|Loading|Reading)./.test(({ANSWER})(question))"
+FINISHED = f"question => /(complete|token limit reached)/.test(({ANSWER})(question))"
 
 
 def resident(process: subprocess.Popen) -> float:
@@ -147,19 +148,22 @@ def pair(question: str, ours: dict, theirs: dict) -> dict:
     return ours | row | {"gated": logged["by_adapter"] is False}
 
 
-def table(rows: list[dict]) -> str:
-    # A question the gate sends to the base is another answer than the bare call's.
+def compared(rows: list[dict]) -> list[dict]:
+    """The rows in which both gave the same answer: not those that the gate sent to the base."""
     same = [r for r in rows if not r["gated"] and r["app_tokens_out"] == r["bare_tokens_out"]]
-    same = [r for r in same if r["app_tokens_per_second"]]
+    return [r for r in same if r["app_tokens_per_second"]]
+
+
+def table(rows: list[dict]) -> str:
+    same, first = compared(rows), min(WARM, len(rows) - 1)
+    before, after = rows[first]["memory"], rows[-1]["memory"]
+    memory = f"memory of the app, GB, after question {len(rows)} and {first + 1}"
     lines = [
         _line("question to first token, worker, s", same, "app_first_token", "bare_first_token"),
         _line("Enter to first text in the browser, s", same, "page_first_text", "bare_first_token"),
         _line("tokens/s", same, "app_tokens_per_second", "bare_tokens_per_second"),
+        [memory, f"{after:.3f} and {before:.3f}", "", f"{after / before:.3f}"],
     ]
-    before, after = rows[min(WARM, len(rows) - 1)]["memory"], rows[-1]["memory"]
-    growth = f"{after / before - 1:+.1%}"
-    name = f"memory of the app, GB, question {min(WARM, len(rows) - 1) + 1} and {len(rows)}"
-    lines.append([name, f"{after:.3f}", f"{before:.3f}", growth])
     head = [f"{len(rows)} questions from two tabs, {len(same)} compared", "app", "bare", "ratio"]
     return common.markdown(head, lines)
 
@@ -170,27 +174,38 @@ def _line(name: str, rows: list[dict], ours: str, theirs: str) -> list[str]:
     return [name, f"{app:.3f}", f"{bare_call:.3f}", f"{ratio:.2f}"]
 
 
+def plot(job: dict) -> dict:
+    """Ratios to the bare call and memory, question by question."""
+    rows = job["report"]["rows"]
+    same = [(i, r) for i, r in enumerate(rows, 1) if r in compared(rows)]
+    figure, (speed, memory) = common.figure(2)
+    for name, key in (("first token", "first_token"), ("tokens/s", "tokens_per_second")):
+        ratios = [r[f"app_{key}"] / r[f"bare_{key}"] for _, r in same]
+        speed.plot([i for i, _ in same], ratios, ".", label=name)
+    speed.axhline(1, color="grey", linewidth=0.8)
+    speed.set(xlabel="question", ylabel="app / bare call", ylim=(0, None))
+    speed.legend()
+    memory.plot(range(1, len(rows) + 1), [r["memory"] for r in rows])
+    memory.set(xlabel="question", ylabel="resident memory of the app, GB", ylim=(0, None))
+    figure.savefig(job["file"], dpi=120)
+    return {}
+
+
 def main() -> None:
     from injection.grading import read_questions
-    from injection.profiles import open_project, parser
 
-    args = parser(__doc__)
-    args.add_argument("--questions", type=int, default=50, help="how many questions to ask")
-    args = args.parse_args()
-    project = open_project(args)
+    args = common.parser(__doc__, pairs=50).parse_args()
+    project = common.open_project(args)
     sys.path.insert(0, str(common.ROOT / "04_inference"))
     rows = [r for r in read_questions(project.questions) if r["kind"] == "paraphrase"]
-    origin = common.heading(__file__)
-    found = measure(project, [r["question"] for r in rows[: args.questions]])
-    print(f"\n{table(found)}\n")
-    print("`{command}`, {machine}, {date}, commit {commit}, ".format(**origin), end="")
-    print(f"load before the start {origin['load_before']:.1f}")
+    rows = [r for r in rows if r["split"] == "test"]
+    report = common.heading(__file__)
+    report["rows"] = measure(project, [r["question"] for r in rows[: args.pairs]])
+    common.publish(__file__, report, table(report["rows"]), args.output)
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--bare"]:
         bare_worker()
     else:
-        from injection.files import run
-
-        run(main)
+        common.start(main, {"plot": plot})

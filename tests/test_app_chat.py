@@ -173,6 +173,21 @@ def test_stopped_failed_and_hostile_answers_are_shown(app_root_with_model):
     assert "Thoughts" in [e.label for e in app.expander]
 
 
+def test_a_long_conversation_shows_its_end_and_more_on_request():
+    turns = [tabs.Turn(f"Question {n}?", Answer(question("Why?"))) for n in range(11)]
+    for turn in turns:
+        turn.answer.update(state="done", text="So.")
+    tabs.shared()[1]["long"] = tabs.Tab(turns)
+    app = AppTest.from_file(APP, default_timeout=300)
+    app.query_params["tab"] = "long"
+    app.run()
+    assert [m.children[0].value for m in app.chat_message[::2]][0] == "Question 4?"
+    assert len(app.chat_message) == 2 * 7
+    button(app, "Show 4 earlier questions").click().run()
+    assert not app.exception and len(app.chat_message) == 2 * 11
+    assert "Show 4 earlier questions" not in [b.label for b in app.button]
+
+
 def test_who_answered_is_said(tmp_path):
     answer = Answer(question("Hi", adapter=tmp_path, label="mine"))
     answer.update(state="done", by_adapter=False)

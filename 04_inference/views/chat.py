@@ -20,6 +20,10 @@ from injection.files import InputError, shown
 from injection.profiles import Project
 from injection.prompts import without_thoughts
 
+# A long conversation takes longer to draw than an answer takes to begin. The first shown turn
+# moves on in steps, because turns that keep their place are not drawn again by the browser.
+SHOWN_TURNS, STEP = 4, 4
+
 
 def main() -> None:
     settings = chat_settings()
@@ -29,7 +33,7 @@ def main() -> None:
     _header(settings)
     if not tab.turns:
         _suggestions(tab, settings)
-    places = [(t.answer, _show_turn(t, settings)) for t in list(tab.turns)]
+    places = [(t.answer, _show_turn(t, settings)) for t in _shown(tab)]
     running = [(answer, place) for answer, place in places if not answer.finished]
     # By callback, so that the worker begins before the page is drawn, and it is drawn once.
     asked = {"key": "question", "on_submit": _ask_typed, "args": (tab, settings)}
@@ -39,6 +43,20 @@ def main() -> None:
         st.rerun()
     if tab.turns:
         _actions(tab, settings)
+
+
+def _shown(tab: Tab) -> list[Turn]:
+    """The latest turns, and a button for the earlier ones."""
+    earlier = (len(tab.turns) - SHOWN_TURNS) // STEP * STEP
+    if earlier <= 0 or st.session_state.get("show_earlier"):
+        return list(tab.turns)
+    label = f"Show {earlier} earlier questions"
+    st.button(label, icon=":material/history:", type="tertiary", on_click=_show_earlier)
+    return tab.turns[earlier:]
+
+
+def _show_earlier() -> None:
+    st.session_state.show_earlier = True
 
 
 def _ask_typed(tab: Tab, settings: Settings) -> None:
@@ -51,6 +69,7 @@ def ask(tab: Tab, question: str, settings: Settings) -> None:
     before = [(t.question, without_thoughts(t.answer.text)) for t in tab.turns]
     turns = tuple(b for b in before if b[1]) if settings.multi_turn else ()
     request = replace(settings.request, question=question, turns=turns).seeded()
+    st.session_state.show_earlier = False
     tab.turns.append(Turn(question, engine().submit(request)))
 
 
