@@ -11,8 +11,8 @@ from tabs import engine
 from text import escape, show_text
 
 FINISH = {"stop": "complete", "length": "token limit reached"}
-# Redrawing more often would take time from the worker, which shares the interpreter lock.
-REDRAW_SECONDS = 0.1
+# Redrawing more often would take time from the worker: the browser is on the same machine.
+REDRAW_SECONDS = 0.2
 
 
 def summary(answer: Answer) -> str:

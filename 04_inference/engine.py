@@ -136,6 +136,11 @@ class Answer:
             self._changed.wait_for(lambda: self._version != seen, timeout)
             return self._version
 
+    def wait_for_text(self, timeout: float) -> None:
+        """Block until there is text to show, the answer has ended, or the timeout is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.text or self.finished, timeout)
+
     def result(self, timeout: float = 600) -> str:
         """Block until finished; the text."""
         with self._changed:
@@ -274,6 +279,10 @@ class Engine:
         if base != self._base:
             self._unload()
             self._model = self._load(request.base, request.chat)
+            # Streamlit collects garbage after every run of a page. It need not search the model
+            # and the libraries, 80 ms in which no token is made.
+            gc.collect()
+            gc.freeze()
             self._base, self._adapter = base, (None, 0)
         if adapter != self._adapter:
             # Unknown until attach() succeeds.
@@ -288,6 +297,7 @@ class Engine:
         import mlx.core as mx
 
         self._model = self._base = self._adapter = None
+        gc.unfreeze()
         gc.collect()
         mx.clear_cache()
         runtime.return_freed_memory()

@@ -15,6 +15,8 @@ import yaml
 # A full disk, a quota, a limit on the size of a file.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 ROOT = Path(__file__).resolve().parents[1]
+# The same loader in C, ten times faster, where PyYAML was built with it.
+SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class InputError(Exception):
@@ -112,7 +114,7 @@ def read_jsonl(path: Path, keys: Iterable[str] = ()) -> list[dict]:
 
 def read_yaml(path: Path) -> dict:
     try:
-        value = yaml.safe_load(read_text(path))
+        value = yaml.load(read_text(path), SAFE_LOADER)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
