@@ -20,11 +20,27 @@ from injection.files import InputError, shown
 from injection.profiles import Project
 from injection.prompts import without_thoughts
 
+# While an answer is written it can be stopped; what could be done next belongs to the one before.
+IDLE = "<style>.st-key-stop { display: none; }</style>"
+ANSWERING = (
+    "<style>.st-key-next { display: none; } .st-key-stop.st-key-stop { display: flex; }</style>"
+)
+# Streamlit scrolls along with a chat only when its input is outside of fragments.
+SCROLL_ALONG = """<script>
+  const page = document.querySelector("[data-testid=stMain]");
+  let atEnd = true;
+  const left = () => page.scrollHeight - page.scrollTop - page.clientHeight;
+  const chat = () => document.querySelector("[data-testid=stChatInput]");
+  page.onscroll = () => { atEnd = left() < 100; };
+  window.chatResized?.disconnect();
+  window.chatResized = new ResizeObserver(() => {
+    if (atEnd && chat()) page.scrollTop = page.scrollHeight;
+  });
+  window.chatResized.observe(document.querySelector("[data-testid=stMainBlockContainer]"));
+</script>"""
 # A long conversation takes longer to draw than an answer takes to begin. The first shown turn
 # moves on in steps, because turns that keep their place are not drawn again by the browser.
 SHOWN_TURNS, STEP = 4, 4
-# Drawing the page takes the processor from reading the question, so it waits so long for a text.
-TEXT_SECONDS = 0.4
 
 
 def main() -> None:
@@ -33,28 +49,59 @@ def main() -> None:
         return
     tab = this_tab()
     _header(settings)
-    if not tab.turns:
-        _suggestions(tab, settings)
-    places = [(t.answer, _show_turn(t, settings)) for t in _shown(tab)]
-    running = [(answer, place) for answer, place in places if not answer.finished]
-    # By callback, so that the worker begins before the page is drawn, and it is drawn once.
+    running = bool(tab.turns) and not tab.turns[-1].answer.finished
+    drawn = tab.turns[:-1] if running else list(tab.turns)
+    for turn in _latest(drawn):
+        _show_turn(turn, settings)
+    with st.container(key="next"):
+        if not tab.turns:
+            _suggestions(tab, settings)
+        elif not running:
+            _actions(tab, settings)
+    below = st.container()
+    st.html(IDLE)
+    st.html(SCROLL_ALONG, unsafe_allow_javascript=True)
+    with st.bottom:
+        # Outside of the fragment: only such a click interrupts it.
+        with st.container(key="stop"):
+            st.button("Stop", icon=":material/stop:", on_click=_stop, args=(tab,))
+        _ask_box(tab, settings, len(drawn), below)
+
+
+@st.fragment
+def _ask_box(tab: Tab, settings: Settings, drawn: int, below) -> None:
+    """Where questions are typed. The turn after the `drawn` ones is shown in `below` while it is
+    answered; drawing all of the page would take the processor from the model."""
+    answering = len(tab.turns) > drawn
+    place = below.empty()
+    # By callback, so that the worker begins before anything is drawn.
     asked = {"key": "question", "on_submit": _ask_typed, "args": (tab, settings)}
-    st.chat_input("Ask a question", disabled=bool(running or settings.problem), **asked)
-    if running:
-        follow(*running[0])
-        st.rerun()
-    if tab.turns:
-        _actions(tab, settings)
+    st.chat_input("Ask a question", disabled=bool(answering or settings.problem), **asked)
+    if not answering:
+        return
+    turn = tab.turns[-1]
+    with place.container():
+        st.html(ANSWERING)
+        with st.chat_message("user"):
+            st.text(turn.question)
+        text = st.chat_message("assistant").empty()
+    follow(turn.answer, text)
+    st.rerun()
 
 
-def _shown(tab: Tab) -> list[Turn]:
-    """The latest turns, and a button for the earlier ones."""
-    earlier = (len(tab.turns) - SHOWN_TURNS) // STEP * STEP
+def _stop(tab: Tab) -> None:
+    for turn in tab.turns[-1:]:
+        turn.answer.cancel()
+
+
+def _latest(turns: list[Turn]) -> list[Turn]:
+    """The last turns, and above them a button for the others."""
+    earlier = (len(turns) - SHOWN_TURNS) // STEP * STEP
     if earlier <= 0 or st.session_state.get("show_earlier"):
-        return list(tab.turns)
+        return turns
     label = f"Show {earlier} earlier questions"
     st.button(label, icon=":material/history:", type="tertiary", on_click=_show_earlier)
-    return tab.turns[earlier:]
+    return turns[earlier:]
 
 
 def _show_earlier() -> None:
@@ -73,7 +120,6 @@ def ask(tab: Tab, question: str, settings: Settings) -> None:
     request = replace(settings.request, question=question, turns=turns).seeded()
     st.session_state.show_earlier = False
     tab.turns.append(Turn(question, engine().submit(request)))
-    tab.turns[-1].answer.wait_for_text(TEXT_SECONDS)
 
 
 def _header(settings: Settings) -> None:
@@ -109,20 +155,13 @@ def _document(settings: Settings):
         return None
 
 
-def _show_turn(turn: Turn, settings: Settings):
-    """Draw a turn; the place of its answer, to be redrawn while it is written."""
+def _show_turn(turn: Turn, settings: Settings) -> None:
     with st.chat_message("user"):
         st.text(turn.question)
     with st.chat_message("assistant"):
-        place = st.empty()
-        with place.container():
-            show_answer(turn.answer)
-        if not turn.answer.finished:
-            stop = {"on_click": turn.answer.cancel, "key": f"stop_{turn.answer.id}"}
-            st.button("Stop", icon=":material/stop:", **stop)
-        elif turn.answer.state != "failed":
+        show_answer(turn.answer)
+        if turn.answer.state != "failed":
             _judge(turn, settings)
-    return place
 
 
 def _judge(turn: Turn, settings: Settings) -> None:
