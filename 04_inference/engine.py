@@ -136,6 +136,11 @@ class Answer:
             self._changed.wait_for(lambda: self._version != seen, timeout)
             return self._version
 
+    def wait_for_text(self, timeout: float) -> None:
+        """Block until there is text to show, the answer has ended, or the timeout is over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.text or self.finished, timeout)
+
     def result(self, timeout: float = 600) -> str:
         """Block until finished; the text."""
         with self._changed:

@@ -41,6 +41,8 @@ SCROLL_ALONG = """<script>
 # A long conversation takes longer to draw than an answer takes to begin. The first shown turn
 # moves on in steps, because turns that keep their place are not drawn again by the browser.
 SHOWN_TURNS, STEP = 4, 4
+# Drawing takes the processor from reading the question: it waits so long for something to show.
+TEXT_SECONDS = 0.4
 
 
 def main() -> None:
@@ -120,6 +122,7 @@ def ask(tab: Tab, question: str, settings: Settings) -> None:
     request = replace(settings.request, question=question, turns=turns).seeded()
     st.session_state.show_earlier = False
     tab.turns.append(Turn(question, engine().submit(request)))
+    tab.turns[-1].answer.wait_for_text(TEXT_SECONDS)
 
 
 def _header(settings: Settings) -> None:
