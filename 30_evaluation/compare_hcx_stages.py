@@ -193,11 +193,11 @@ def over_refusal(answers: list[dict]) -> float | None:
 
 
 def measure_speed(model, project: Project, adapters: dict) -> dict[str, tuple[float, float]]:
-    """(tokens per second, peak GB) of each stage, one stream, the stages in turn, best of 3."""
+    """(tokens per second, peak GB) of each stage, one stream, the stages in turn, best of 5."""
     import mlx.core as mx
 
     best: dict[str, tuple[float, float]] = {}
-    for _ in range(3):
+    for _ in range(5):
         for stage, adapter in adapters.items():
             model.attach(adapter)
             mx.reset_peak_memory()
