@@ -78,6 +78,19 @@ def test_an_answer_streams_stops_and_goes_on(page):
     finished(page)
 
 
+def test_the_page_follows_the_answer_down(page):
+    use_base(page)
+    page.set_viewport_size({"width": 390, "height": 500})
+    ask(page, STORY)
+    grown(page, than=300)
+    page.get_by_role("button", name="Stop").click()
+    finished(page)
+    settled(page)
+    regenerate = page.get_by_role("button", name="Regenerate")
+    expect(regenerate).to_be_in_viewport()
+    expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+
+
 def test_a_reload_in_the_middle_loses_nothing(page):
     use_base(page)
     ask(page, STORY)
