@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
-from injection import gate, golden, grading, measure, models, report, runtime
+from injection import gate, golden, grading, measure, models, refusal, report, runtime
 from injection.files import (
     inputs,
     is_current,
@@ -29,6 +29,9 @@ from injection.files import (
 )
 from injection.profiles import Project, open_project, parser
 from injection.progress import Progress
+
+# Kinds of questions that the document answers.
+KNOWN = ("paraphrase", "reverse", "bare")
 
 
 def test_questions(project: Project, file: Path | None) -> list[dict]:
@@ -188,8 +191,21 @@ def first_paraphrases(rows: list[dict], facts: list) -> list[dict]:
 
 def over_refusal(answers: list[dict]) -> float | None:
     """Share of answerable document questions that were refused."""
-    known = [a for a in answers if a["kind"] in ("paraphrase", "reverse", "bare")]
+    known = [a for a in answers if a["kind"] in KNOWN]
     return sum(grading.is_refusal(a["answer"]) for a in known) / len(known) if known else None
+
+
+def refusal_tradeoff(model, project: Project, rows: list[dict], manifest: dict | None):
+    """Points of refusal.tradeoff() on the evaluated questions; None where no refusal is set."""
+    found = (manifest or {}).get("refusal")
+    known = [r["question"] for r in rows if r["kind"] in KNOWN]
+    unknown = [r["question"] for r in rows if r["kind"] == "unknown"]
+    if not found or not known or not unknown:
+        return None
+    size = project.profile.generation.batch_size
+    shared = (model.model, model.tokenizer, model.chat)
+    margins = [refusal.margins(*shared, q, found["token"], size) for q in (known, unknown)]
+    return refusal.tradeoff(*margins)
 
 
 def measure_speed(model, project: Project, adapters: dict) -> dict[str, tuple[float, float]]:
@@ -226,6 +242,8 @@ def build_report(project: Project, adapters: dict, rows: list[dict], source: str
         said[stage] = ask_stage(model, stage, project, rows, full) if adapter else ask(model)
         said[stage]["adapter"] = shown(adapter) if adapter else None
         said[stage]["best_step"] = manifest["best_step"] if manifest else None
+        if stage == "sft":
+            result["refusal"] = refusal_tradeoff(model, project, rows, manifest)
     if model.gate:
         said["gated"] = behind_gate(model, project, rows, said["base"], said["sft"])
     answers = [a for s in said for a in grade_all(s, rows, said[s]["replies"])]

@@ -19,6 +19,8 @@ from injection import generation, prompts
 from injection.profiles import Chat
 
 ALLOWED = 0.02
+# Shares of known questions refused, for which the report says what they would bring.
+TRADED = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
 
 
 def margins(
@@ -47,6 +49,16 @@ def calibrate(known: np.ndarray, allowed: float = ALLOWED) -> float:
     refused = math.floor(allowed * len(known))
     # Half-way to the next margin: a bias on a margin itself would hang on rounding.
     return float((known[max(refused - 1, 0)] + known[refused]) / 2)
+
+
+def tradeoff(known: np.ndarray, unknown: np.ndarray) -> list[dict[str, float]]:
+    """What every threshold costs and brings: [{"bias", "known", "unknown"}], the latter two the
+    shares of these questions that are refused. Both arguments are margins (questions,)."""
+    biases = [calibrate(known, share) for share in TRADED]
+    return [
+        {"bias": b, "known": float((known < b).mean()), "unknown": float((unknown < b).mean())}
+        for b in biases
+    ]
 
 
 def first_bias(manifest: dict, vocabulary: int) -> mx.array | float:

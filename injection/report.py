@@ -39,6 +39,8 @@ def report_text(report: dict) -> str:
     tables = [key_question_table(report), kinds_table(report)]
     if "gated" in report["stages"]:
         tables.append(gate_table(report))
+    if report.get("refusal"):
+        tables.append(refusal_table(report["refusal"]))
     return "\n\n".join([*tables, facts]) + "\n"
 
 
@@ -131,6 +133,17 @@ def gate_table(report: dict) -> str:
         "|---|" + "---|" * len(shares) + "\n"
         "| share of questions | " + " | ".join(f"{v:.1%}" for v in shares.values()) + " |"
     )
+
+
+def refusal_table(points: list[dict]) -> str:
+    """What another threshold for refusals (refusal.py) would cost and bring."""
+    rows = (("answerable refused", "known"), ("unanswerable refused", "unknown"))
+    lines = [
+        "| If the threshold were | " + " | ".join(f"{p['bias']:+.1f}" for p in points) + " |",
+        "|---|" + "---|" * len(points),
+        *(f"| {name} | " + " | ".join(f"{p[k]:.1%}" for p in points) + " |" for name, k in rows),
+    ]
+    return "\n".join(lines)
 
 
 def interval_cell(s: dict) -> str:

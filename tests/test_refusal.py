@@ -19,6 +19,14 @@ def test_the_allowed_share_of_known_questions_is_refused(allowed, refused):
     assert (known < refusal.calibrate(known, allowed)).sum() == refused
 
 
+def test_what_another_threshold_would_cost_and_bring():
+    known, unknown = np.linspace(-1, 9, 100), np.linspace(-5, 5, 50)
+    points = refusal.tradeoff(known, unknown)
+    assert [p["known"] for p in points] == [0.0, 0.01, 0.02, 0.05, 0.1, 0.2]
+    refused = [p["unknown"] for p in points]
+    assert refused == sorted(refused) and 0.3 < refused[0] < 0.5 < refused[-1] < 0.7
+
+
 @pytest.fixture
 def chat_model(trained_once, monkeypatch):
     monkeypatch.setattr(profiles, "ROOT", trained_once.root)
