@@ -53,7 +53,9 @@ def stream(folder: Path, pieces: list[list[int]], label: str) -> Streamed:
         layers[i] = layer = None
         bar.update(i + 1)
     hidden = [inner.norm(states)[0] for states in hidden]
-    mx.eval(hidden)
+    # The head now, by itself: what expanding it takes must not meet the logits.
+    mx.eval(hidden, model.parameters())
+    runtime.return_freed_memory()
     return Streamed(hidden, lambda states: head(model, states))
 
 
