@@ -26,18 +26,18 @@ ANSWERING = (
     "<style>.st-key-next { display: none; } .st-key-stop.st-key-stop { display: flex; }</style>"
 )
 # Streamlit scrolls along with a chat only when its input is outside of fragments.
-SCROLL_ALONG = """<script>
+SCROLL_ALONG = """<script>{
   const page = document.querySelector("[data-testid=stMain]");
-  let atEnd = true;
   const left = () => page.scrollHeight - page.scrollTop - page.clientHeight;
   const chat = () => document.querySelector("[data-testid=stChatInput]");
+  let atEnd = true;
   page.onscroll = () => { atEnd = left() < 100; };
   window.chatResized?.disconnect();
   window.chatResized = new ResizeObserver(() => {
     if (atEnd && chat()) page.scrollTop = page.scrollHeight;
   });
   window.chatResized.observe(document.querySelector("[data-testid=stMainBlockContainer]"));
-</script>"""
+}</script>"""
 # A long conversation takes longer to draw than an answer takes to begin. The first shown turn
 # moves on in steps, because turns that keep their place are not drawn again by the browser.
 SHOWN_TURNS, STEP = 4, 4

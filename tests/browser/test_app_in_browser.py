@@ -80,6 +80,8 @@ def test_an_answer_streams_stops_and_goes_on(page):
 
 def test_the_page_follows_the_answer_down(page):
     use_base(page)
+    page.get_by_role("link", name="Report").click()
+    page.get_by_role("link", name="Chat").click()
     page.set_viewport_size({"width": 390, "height": 500})
     ask(page, STORY)
     grown(page, than=300)
