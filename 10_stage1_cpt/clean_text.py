@@ -26,6 +26,7 @@ WHY = {
     "running header or footer": "repeated at the edge of the pages",
     "page number": "at the edge of a page",
     "table of contents": "titles and page numbers, no sentences",
+    "listing numbers": "they count the lines of a program beside it",
     "glued words": "an extractor had lost the spaces between them",
     "reference list": "titles and names, no knowledge of the document",
     "figure text": "axis ticks and labels of a figure, letters of overlapping text",
@@ -61,6 +62,7 @@ NUMBER = re.compile(
     r"^[-+−±~<>≤≥(]?[$€£]?\d[\d,.]*(?:[eE][-+−]?\d+)?(?:[-+−±]\d[\d.]*)?(?:%|[xkKMB])?[)*†]{0,3}$"
 )
 WORD = re.compile(r"[^\W\d_]{3,}")
+LINE_NUMBER = re.compile(r"(\d{1,3})(?= |$)")
 CODE_SIGN = re.compile(r"[_=<>{};#$]|\w\(")
 
 Place = tuple[int, int]  # index of the page, index of the line on it
@@ -149,6 +151,7 @@ def clean(pages: list[Page], markdown: bool = False, references: bool = False) -
         sheets.drop("running header or footer", running)
         sheets.drop("page number", page_number_lines(sheets.lines) if running else numbers)
         sheets.drop_by_page("table of contents", contents_lines)
+        sheets.change("listing numbers", without_listing_numbers)
     sheets.change("glued words", Splitter(sheets.flat()).lines)
     sheets.drop_unfit()
     if not references:
@@ -335,6 +338,36 @@ def contents_lines(lines: list[str]) -> set[int]:
         if end - start > 2:
             dropped.update(range(start, end))
     return dropped
+
+
+def without_listing_numbers(lines: list[str]) -> list[str]:
+    """The lines of a program without their numbers, where every second or fifth has one.
+
+    Numbers on every line stay: lists, table rows and sections count like that as well.
+    """
+    kept = list(lines)
+    for step in (2, 5):
+        for run in counts(lines, step):
+            if len(run) >= 4 and run[-1] - run[0] > len(run):
+                for i in run:
+                    kept[i] = LINE_NUMBER.sub("", lines[i], count=1).strip()
+    return kept
+
+
+def counts(lines: list[str], step: int) -> list[list[int]]:
+    """Lines whose first numbers count on by `step`; one line between them may be a wrapped one."""
+    groups: list[list[int]] = []
+    last = 0
+    for i, line in enumerate(lines):
+        if not (match := LINE_NUMBER.match(line)):
+            continue
+        number = int(match[1])
+        if groups and number == last + step and i - groups[-1][-1] <= step + 1:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+        last = number
+    return groups
 
 
 def is_axis(line: str) -> bool:

@@ -9,7 +9,12 @@ import pytest
 from support import ROOT, load_script, write_tiny_tokenizer
 
 script = load_script("10_stage1_cpt/chunk_pdf.py")  # makes the modules beside it importable
-from clean_text import clean, figure_lines, repair_characters  # noqa: E402
+from clean_text import (  # noqa: E402
+    clean,
+    figure_lines,
+    repair_characters,
+    without_listing_numbers,
+)
 from pdf_pages import Page  # noqa: E402
 from read_source import markdown_text, read_source  # noqa: E402
 from reflow import Flow, reflow  # noqa: E402
@@ -131,6 +136,39 @@ def test_axis_debris_goes_and_table_rows_stay():
     assert figure_lines(lines) == {0, 1, 2}
     text = "\n".join([LIGHTHOUSE[0], "Kiln 412 87 9.4", "Gas kiln 236 41 4.1", LIGHTHOUSE[1]])
     assert {"Kiln 412 87 9.4", "Gas kiln 236 41 4.1"} <= set(flow(text).splitlines())
+
+
+def test_numbers_of_program_lines_go_and_other_numbers_stay():
+    program = [
+        "2 i <- 0",
+        "while (i < n) {",
+        "4 i <- i + step",
+        "rest <- rest - i",
+        "6",
+        "lit <- lamp(rest)",
+        "8 }",
+    ]
+    found = without_listing_numbers(["The keeper's program follows.", *program, "It was short."])
+    assert found[1:-1] == [
+        "i <- 0",
+        "while (i < n) {",
+        "i <- i + step",
+        "rest <- rest - i",
+        "",
+        "lit <- lamp(rest)",
+        "}",
+    ]
+    table = ["2 lamps 41", "4 lamps 80", "6 lamps 123", "8 lamps 160", "10 lamps 204"]
+    steps = [
+        "1 Trim the wick",
+        "and clean it.",
+        "2 Fill the lamp",
+        "to the",
+        "3 Light it",
+        "4 Wait",
+    ]
+    assert without_listing_numbers(table) == table
+    assert without_listing_numbers(steps) == steps
 
 
 GLUED = """We compress each document into memory tokens and train the retriever with the generator.

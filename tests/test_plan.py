@@ -37,11 +37,13 @@ def test_memory_and_disk_of_a_short_run(project):
     """Within 15%, on the real SmolLM2."""
     for name, rows in (("train", cpt_rows()), ("valid", cpt_rows()[:2])):
         project.write_jsonl(f"data/paper/cpt/smollm2_135m/{name}.jsonl", rows)
-    project.ok("-m", "injection.training", "cpt", *SMOLLM2, "--max-steps", "2")
+    short = ["cpt.epochs=1", "cpt.min_steps=0"]
+    settings = [word for setting in short for word in ("--set", setting)]
+    project.ok("-m", "injection.training", "cpt", *SMOLLM2, *settings)
     adapter = project / "adapters_smollm2_135m_paper_cpt"
     measured = json.loads((adapter / "manifest.json").read_text())["peak_memory_gb"] * 1e9
 
-    plan, settings = load_script(PLAN), profiles.Project("smollm2_135m", "paper")
+    plan, settings = load_script(PLAN), profiles.Project("smollm2_135m", "paper", short)
     shape = estimate.geometry(settings)
     step = plan.training_step(settings, shape, CPU, "cpt")
     assert "32 rows, 2 steps" in step.note and "guessed" not in step.note
