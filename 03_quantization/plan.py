@@ -11,6 +11,7 @@ Command: python 03_quantization/plan.py --profile omni_8b
 """
 
 import shutil
+import statistics
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,8 @@ CHARACTERS, TEMPLATE = 3.6, 24
 SMALL = 0.2e9
 # mlx-lm writes shards of this size, each of which is in memory as a whole.
 SHARD = 5 * 2**30
+# Bytes of weights that no cache holds: a single small layer would be read from there every time.
+WEIGHTS = 2e8
 # Assumed of the connection.
 MEGABITS = 100
 
@@ -50,27 +53,84 @@ class Step:
 
 
 def this_machine() -> Machine:
-    """Measured in about three seconds: products per second, bytes per second."""
+    """Measured in about a second: products per second, bytes per second."""
     import mlx.core as mx
 
     gpu = not runtime.on_cpu()
     kind = mx.float16 if gpu else mx.float32
     a, b = mx.random.normal((512, 2048)).astype(kind), mx.random.normal((2048, 2048)).astype(kind)
-    flops = 2 * 512 * 2048 * 2048 / _best_time(lambda: a @ b)
+    flops = 2 * 512 * 2048 * 2048 / typical_time(lambda: a @ b)
     x = mx.random.normal((2**24,))
-    bandwidth = 2 * x.nbytes / _best_time(lambda: x + 1)
+    bandwidth = 2 * x.nbytes / typical_time(lambda: x + 1)
     return Machine(runtime.machine(), runtime.memory(), gpu, flops, bandwidth)
 
 
-def _best_time(work, repeats: int = 8) -> float:
+def training_rates(project: Project, g: Geometry, batch: Batch) -> estimate.Rates:
+    """Measured with the training's own code on layers of the true shape, random weights."""
+    import mlx.core as mx
+
+    from injection import losses, models
+    from injection.batches import Upper
+
+    layers = max(1, min(8, round(WEIGHTS / (4 * g.layer_parameters))))
+    model = some_layers(project, g, layers)
+    kind = mx.float32 if runtime.on_cpu() else mx.bfloat16
+    upper = Upper(model, layers)
+    states = mx.random.normal((batch.rows, batch.width, g.hidden)).astype(kind)
+    positions = batch.rows * batch.width
+    prefix = mx.random.normal((1, batch.prefix, g.hidden)).astype(kind) if batch.prefix else None
+    frozen = typical_time(lambda: upper.forward(states, prefix)) / positions / layers
+    models.add_lora(model, project.profile.lora.model_copy(update={"layers": layers}))
+
+    def total(adapter, states):
+        model.update(adapter)
+        return upper.forward(states, prefix).astype(mx.float32).sum()
+
+    step = mx.value_and_grad(total, argnums=(0, 1))
+    adapted = typical_time(lambda: step(model.trainable_parameters(), states)) / positions / layers
+
+    some = states.reshape(positions, g.hidden)[: losses.block_size(g.vocabulary)]
+    targets = mx.zeros(len(some), mx.int32)
+    hard = mx.value_and_grad(lambda x: losses.frozen_head_loss(model, x, targets).sum())
+    soft = mx.value_and_grad(lambda x: losses.frozen_head_loss(model, x, targets, some).sum())
+    predicted = [typical_time(lambda f=f: f(some)) / len(some) for f in (hard, soft)]
+    return estimate.Rates(frozen, adapted, *predicted)
+
+
+def some_layers(project: Project, g: Geometry, layers: int):
+    """A model of the true width with a few layers, held in memory as load_base() holds one."""
+    import mlx.core as mx
+    import mlx.nn as nn
+    from mlx_lm.models import llama
+
+    from injection import kernels
+
+    shape = {"hidden_size": g.hidden, "intermediate_size": g.inner, "vocab_size": g.vocabulary}
+    heads = {"num_attention_heads": g.heads, "num_key_value_heads": g.kv_heads}
+    more = {"head_dim": g.head_dim, "rms_norm_eps": 1e-5, "num_hidden_layers": layers}
+    model = llama.Model(llama.ModelArgs(model_type="llama", **shape, **heads, **more))
+    if runtime.on_cpu():
+        kernels.use_fast_layers(model)
+    else:
+        settings = project.profile.quantization
+        bits = settings.bits if isinstance(settings.bits, int) else 4
+        model.set_dtype(mx.bfloat16)
+        nn.quantize(model, settings.group_size, bits)
+    mx.eval(model.parameters())
+    model.freeze()
+    return model
+
+
+def typical_time(work, repeats: int = 5) -> float:
+    """Median seconds of work(), which returns mlx arrays; the first run is not counted."""
     import mlx.core as mx
 
     times = []
-    for _ in range(repeats):
+    for _ in range(1 + repeats):
         started = time.perf_counter()
         mx.eval(work())
         times.append(time.perf_counter() - started)
-    return min(times)
+    return statistics.median(times[1:])
 
 
 # The rows
@@ -131,7 +191,20 @@ def grouped(rows: list, batch_size: int) -> Rows:
         width = max(len(r.inputs) for r in group)
         found.append(Batch(len(group), width, group[0].prefix, targets[0], targets[1]))
     inputs = sum(len(r.inputs) for r in rows)
-    return Rows(inputs, sum(len(r.targets) for r in rows if r.from_base), found)
+    base = [r for r in rows if r.from_base]
+    taught, teacher = sum(len(r.inputs) for r in base), sum(len(r.targets) for r in base)
+    return Rows(inputs, taught, teacher, found)
+
+
+def usual(batches: list[Batch]) -> Batch:
+    """The batch at half of all positions, when they are sorted by size."""
+    ordered = sorted(batches, key=lambda b: b.rows * b.width)
+    half = sum(b.rows * b.width for b in batches) / 2
+    for batch in ordered:
+        half -= batch.rows * batch.width
+        if half <= 0:
+            break
+    return batch
 
 
 # The steps
@@ -168,7 +241,10 @@ def training_step(project: Project, g: Geometry, machine: Machine, stage: str) -
     settings = project.training(stage)
     shape = grouped(rows, settings.batch_size)
     parts = estimate.training_memory(project, g, machine, settings, shape)
-    seconds = estimate.training_seconds(project, g, machine, settings, shape)
+    rates = None
+    if machine.flops:
+        rates = training_rates(project, g, usual(shape.batches))
+    seconds = estimate.training_seconds(project, g, rates, settings, shape)
     disk = 4 * estimate.adapter_parameters(g, project.profile.lora)
     count = f"{len(rows)} rows" + ("" if known else ", guessed")
     batches = len(shape.batches)

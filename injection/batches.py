@@ -182,11 +182,11 @@ def fill_cache(upper: Upper, rows: list[Row], batch_size: int, progress) -> int:
 def _fill(upper: Upper, group: list[Row]) -> int:
     prefix, caches = upper.prefix_of(group[0])
     hidden = upper.lower(padded([r.inputs for r in group]), caches)
-    wants_teacher = any(r.from_base for r in group)
-    final = upper.model.model.norm(upper.forward(hidden, prefix)) if wants_teacher else None
     for i, row in enumerate(group):
         row.hidden = hidden[i, : len(row.inputs)] + 0
-        if row.from_base:
+    if base := [i for i, row in enumerate(group) if row.from_base]:
+        final = upper.model.model.norm(upper.forward(hidden[mx.array(base)], prefix))
+        for i, row in enumerate(group[i] for i in base):
             row.teacher = final[i, row.start - 1 - row.prefix : len(row.inputs)] + 0
     mx.eval([r.hidden for r in group], [r.teacher for r in group if r.from_base])
     return sum(r.hidden.nbytes + (r.teacher.nbytes if r.from_base else 0) for r in group)

@@ -17,8 +17,6 @@ from injection.profiles import Lora, Project, Training
 FORWARD_SCORES, BACKWARD_SCORES = 7.5, 5.5
 # Arrays of a block of logits, when there is one block and when more follow: cross-entropy, KL.
 HARD_LOGITS, SOFT_LOGITS = (9, 14), (18, 29)
-# How often a layer's activations, and the logits, pass through memory in a step, on CPU.
-PASSES, LOGIT_PASSES = 6, 20
 # mlx-lm reads a prompt in pieces of so many tokens.
 PREFILL = 2048
 
@@ -123,8 +121,19 @@ DOWNLOADS = {
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Seconds of one position: through a frozen layer; through an adapted one and back; through
+    the head as a token to predict, and as a distribution to imitate."""
+
+    frozen: float
+    adapted: float
+    target: float
+    soft_target: float
+
+
+@dataclass(frozen=True)
 class Machine:
-    """Where it will run. Rates are None when they were not measured there."""
+    """Where it will run. Speeds are None when they were not measured there."""
 
     name: str
     memory: float
@@ -154,9 +163,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows of a stage: their tokens, those with a teacher's state, and the batches."""
+    """All rows of a stage: their tokens; of those that imitate the base model, the tokens and the
+    teacher's states; and the batches."""
 
     inputs: int
+    taught: int
     teacher: int
     batches: list[Batch]
 
@@ -277,23 +288,17 @@ def seconds(machine: Machine, flops: float, traffic: float) -> float | None:
 
 
 def training_seconds(
-    project: Project, g: Geometry, machine: Machine, settings: Training, rows: Rows
+    project: Project, g: Geometry, rates: Rates | None, settings: Training, rows: Rows
 ) -> float | None:
-    """Cache fill and all steps of a stage, without validations."""
-    lora, head = project.profile.lora, g.head_parameters
-    upper = adapted_layers(g, lora) * g.layer_parameters
-    lower = g.layers * g.layer_parameters - upper
-    # Forward, and backward to the inputs; for the small A and B to the weights as well.
-    per_token = 2 * 2 * upper + 3 * 2 * adapter_parameters(g, lora)
-    flops = traffic = 0.0
-    for batch in rows.batches:
-        flops += batch.rows * batch.width * per_token
-        flops += 2 * 2 * head * batch.targets + 3 * 2 * head * batch.soft_targets
-        one = _layer(g, machine, lora, batch)
-        predicted = batch.targets + 2 * batch.soft_targets
-        traffic += (
-            PASSES * adapted_layers(g, lora) * one + LOGIT_PASSES * 4 * g.vocabulary * predicted
-        )
-    fill = 2 * rows.inputs * lower + 2 * rows.teacher * upper
-    passes = settings.passes(len(rows.batches))
-    return seconds(machine, fill + passes * flops, passes * traffic)
+    """Cache fill and all steps of a stage, without validations; None where not measured."""
+    if rates is None:
+        return None
+    upper = adapted_layers(g, project.profile.lora)
+    fill = rates.frozen * (rows.inputs * (g.layers - upper) + rows.taught * upper)
+    steps = sum(
+        batch.rows * batch.width * upper * rates.adapted
+        + batch.targets * rates.target
+        + batch.soft_targets * rates.soft_target
+        for batch in rows.batches
+    )
+    return fill + settings.passes(len(rows.batches)) * steps
