@@ -30,13 +30,12 @@ COLLAPSE = (
 
 
 def reports() -> list[Path]:
-    """Folders with a report, newest first; the shipped reference last."""
+    """Folders with a report, newest first; the shipped ones last, CLaRa before other documents."""
     found = [file.parent for file in (ROOT / "results").glob("**/report.json")]
-    return sorted(
-        found,
-        key=lambda folder: (folder.name != "reference", (folder / "report.json").stat().st_mtime),
-        reverse=True,
-    )
+    shipped = ROOT / "results/reference"
+    own = [folder for folder in found if not folder.is_relative_to(shipped)]
+    newest = sorted(own, key=lambda folder: (folder / "report.json").stat().st_mtime, reverse=True)
+    return newest + sorted(folder for folder in found if folder.is_relative_to(shipped))
 
 
 def read_report(folder: Path) -> dict:
