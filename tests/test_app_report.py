@@ -64,8 +64,9 @@ def test_drill_down_shows_every_stage(reference):
 
 
 def test_own_results_come_before_the_shipped_ones(reference, app_root):
-    shutil.copytree(reference, app_root / "results/smollm2_135m_paper")
-    assert [f.name for f in report_tables.reports()] == ["smollm2_135m_paper", "reference"]
+    shutil.copytree(reference / "tidemill", app_root / "results/smollm2_135m_paper")
+    names = [folder.name for folder in report_tables.reports()]
+    assert names == ["smollm2_135m_paper", "reference", "tidemill"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"stages": {}}', '{"stages": {"base": {}}}'])
