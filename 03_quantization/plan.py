@@ -241,9 +241,7 @@ def training_step(project: Project, g: Geometry, machine: Machine, stage: str) -
     settings = project.training(stage)
     shape = grouped(rows, settings.batch_size)
     parts = estimate.training_memory(project, g, machine, settings, shape)
-    rates = None
-    if machine.flops:
-        rates = training_rates(project, g, usual(shape.batches))
+    rates = training_rates(project, g, usual(shape.batches)) if machine.flops else None
     seconds = estimate.training_seconds(project, g, rates, settings, shape)
     disk = 4 * estimate.adapter_parameters(g, project.profile.lora)
     count = f"{len(rows)} rows" + ("" if known else ", guessed")

@@ -64,7 +64,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        if not is_running(int(partial.suffixes[-2][1:])):
+        process = partial.suffixes[-2][1:]
+        if process.isdecimal() and not is_running(int(process)):
             partial.unlink(missing_ok=True)  # of a process that was killed
 
 

@@ -1,6 +1,7 @@
 """Files between stages survive kills, failures and full disks, and know what is up to date."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -34,6 +35,17 @@ def test_sigkill_during_writes_leaves_a_whole_file(tmp_path):
         process.wait()
         rows = files.read_jsonl(target, keys=("n", "pad"))
         assert len(rows) == 300 and len({r["n"] for r in rows}) == 1
+
+
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    left = tmp_path / f".a.json.{gone.pid}.partial"
+    others = [tmp_path / f".a.json.{os.getppid()}.partial", tmp_path / ".a.json.old.partial"]
+    for file in (left, *others):
+        file.write_text("half")
+    files.write_json(tmp_path / "a.json", {})
+    assert not left.exists() and all(file.exists() for file in others)
 
 
 def test_failed_write_keeps_the_old_content_and_no_rubbish(tmp_path):

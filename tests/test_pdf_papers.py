@@ -30,18 +30,21 @@ def text_of(rows: list[dict]) -> str:
     return "\n".join(row["text"] for row in rows)
 
 
-# Right words of 20 letters and more, in the acknowledgements of strucchange.
-GERMAN = ("Forschungsgemeinschaft", "Sonderforschungsbereich")
+# What looks like damage and is none: two long German words, the numerator of a fraction.
+REAL = {
+    "strucchange/doc/strucchange-intro.pdf": {
+        "Forschungsgemeinschaft",
+        "Sonderforschungsbereich",
+        "1",
+    }
+}
 
-NUMERATOR = "1"  # of a fraction, in the same
 
-
-def check_clean(text: str) -> None:
-    words = re.findall(r"(?<![\w/.:@\\])[^\W\d_]{20,}", text)
-    assert [word for word in words if word not in GERMAN] == []
+def check_clean(text: str, real: frozenset | set = frozenset()) -> None:
+    assert set(re.findall(r"(?<![\w/.:@\\])[^\W\d_]{20,}", text)) - real == set()
     assert re.findall(r"\(cid:|[\x00-\x08\x0b-\x1f\ufffd\ufb00-\ufb06\ue000-\uf8ff]", text) == []
-    numbers = re.findall(r"^\W*\d{1,4}\W*$", text, re.MULTILINE)
-    assert [n for n in numbers if n != NUMERATOR] == [], "a page number"
+    numbers = set(re.findall(r"^\W*\d{1,4}\W*$", text, re.MULTILINE))
+    assert numbers - real == set(), "a page number"
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +116,6 @@ def test_vignettes_of_debian_packages(tiny_project, name):
     if not (VIGNETTES / name).exists():
         pytest.skip(f"apt install r-cran-{name.split('/')[0].lower()}")
     rows = chunked(tiny_project, VIGNETTES / name)
-    check_clean(text_of(rows))
+    check_clean(text_of(rows), REAL.get(name, set()))
     assert all(row["tokens"] <= 256 for row in rows)
     assert not any(re.match(r"(References|Bibliography)$", row["section"]) for row in rows)
