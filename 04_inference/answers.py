@@ -10,9 +10,11 @@ from engine import Answer
 from tabs import engine
 from text import escape, show_text
 
+from injection import runtime
+
 FINISH = {"stop": "complete", "length": "token limit reached"}
-# Redrawing more often would take time from the worker: the browser is on the same machine.
-REDRAW_SECONDS = 0.2
+# The browser is on the same machine: on a CPU, redrawing takes time from the worker.
+REDRAW_SECONDS = 0.4 if runtime.on_cpu() else 0.1
 
 
 def summary(answer: Answer) -> str:
