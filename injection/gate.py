@@ -3,7 +3,7 @@
 Reads:   the hidden states of the user's last message at the first adapted layer. Everything below
          that layer is frozen, so they are the same with and without the adapter.
 Writes:  gate.safetensors in the adapter folder
-Command: none of its own; training.py fits it, models.ChatModel uses it
+Command: none of its own; finishing.py fits it, models.ChatModel uses it
 
 A logistic regression on their mean says whether a question concerns the document. Questions that
 do not are answered by the untouched base model: nothing it knew can be lost there. The idea of

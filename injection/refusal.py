@@ -2,7 +2,7 @@
 
 Reads:   dev questions that the document answers
 Writes:  "refusal" in the adapter's manifest.json: {"token", "bias", "known_refused"}
-Command: none of its own; training.py calibrates it, models.ChatModel uses it
+Command: none of its own; finishing.py calibrates it, models.ChatModel uses it
 
 Whether an answer is a refusal is decided in its first token, and cross-entropy puts that decision
 where both errors cost the same. A user pays differently: an invented answer is believed. So the

@@ -16,7 +16,6 @@ import shutil
 import time
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 
@@ -26,59 +25,29 @@ import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
-from injection import (
-    batches,
-    gate,
-    generation,
-    grading,
-    licence,
-    losses,
-    models,
-    prompts,
-    refusal,
-    tensors,
-)
+from injection import batches, generation, grading, losses, models, prompts, tensors
+from injection.checkpoints import State, resume, save_checkpoint
 from injection.files import (
     ROOT,
     InputError,
     inputs,
     is_current,
     mark_current,
-    model_fingerprint,
-    read_json,
     read_jsonl,
     require,
     run,
     sha256,
     shown,
-    staged_folder,
-    write_bytes,
-    write_json,
 )
+from injection.finishing import finish
 from injection.profiles import Project, Training, open_project, parser
 from injection.progress import Progress
 
 CHECKPOINT_SECONDS = 60
-MIN_GATE_QUESTIONS = 20
-MIN_REFUSAL_QUESTIONS = 50
 BUILD_STEP = {
     "cpt": "run 10_stage1_cpt/prepare_cpt_data.py first",
     "sft": "run 20_stage2_sft/build_sft_data.py first",
 }
-
-
-@dataclass
-class State:
-    """What a resumed run needs besides the arrays."""
-
-    step: int = 0
-    best: float = -math.inf
-    best_step: int = 0
-    bad_validations: int = 0
-    stopped: str = ""
-    seconds: float = 0.0
-    usual_loss: float = 0.0
-    history: list[dict] = field(default_factory=list)
 
 
 class Run:
@@ -372,155 +341,6 @@ def _append_metrics(run_: Run, row: dict) -> None:
 
 def _save_weights(path: Path, model: nn.Module) -> None:
     tensors.save(path, dict(tree_flatten(model.trainable_parameters())))
-
-
-def save_checkpoint(run_: Run) -> None:
-    """Everything a resumed run needs, in one file that is replaced in one step."""
-    arrays = {f"model.{k}": v for k, v in tree_flatten(run_.model.trainable_parameters())}
-    arrays |= {f"optimizer.{k}": v for k, v in tree_flatten(run_.optimizer.state)}
-    arrays |= {"rows.hardness": mx.array(run_.hardness), "rows.chosen": mx.array(run_.chosen)}
-    state = json.dumps(vars(run_.state))
-    tensors.save(run_.work / "checkpoint.safetensors", arrays, {"state": state})
-
-
-def resume(run_: Run, made_from: dict) -> None:
-    """Take up an interrupted run of the same inputs; forget one of others."""
-    origin, checkpoint = run_.work / "made_from.json", run_.work / "checkpoint.safetensors"
-    if not (checkpoint.exists() and origin.exists() and read_json(origin) == made_from):
-        shutil.rmtree(run_.work, ignore_errors=True)
-        run_.work.mkdir(parents=True)
-        write_json(origin, made_from)
-        return
-    arrays, metadata = mx.load(str(checkpoint), return_metadata=True)
-    run_.state = State(**json.loads(metadata["state"]))
-    run_.hardness = np.array(arrays.pop("rows.hardness"))
-    run_.chosen = np.array(arrays.pop("rows.chosen"))
-    parts = {"model": [], "optimizer": []}
-    for name, array in arrays.items():
-        kind, rest = name.split(".", 1)
-        parts[kind].append((rest, array))
-    run_.model.update(tree_unflatten(parts["model"]))
-    run_.optimizer.state = tree_unflatten(parts["optimizer"])
-    _forget_later_metrics(run_)
-    print(f"resumes at step {run_.state.step}", flush=True)
-
-
-def _forget_later_metrics(run_: Run) -> None:
-    """Drop metrics that were written after the checkpoint: those steps run again."""
-    path = run_.work / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    kept = []
-    for line in lines:
-        # The last line may be cut off by the kill.
-        if line.endswith("}") and json.loads(line)["step"] <= run_.state.step:
-            kept.append(line + "\n")
-    write_bytes(path, "".join(kept).encode())
-
-
-def finish(run_: Run, data: Path) -> None:
-    """Put the best weights in place as an mlx-lm adapter folder; the manifest goes in last."""
-    best = run_.work / "best.safetensors"
-    if not best.exists():
-        raise InputError(f"{run_.stage}: {run_.state.stopped or 'no validation'}: nothing to keep")
-    weights = tensors.load(best)
-    project, lora = run_.project, run_.project.profile.lora
-    with staged_folder(run_.output) as folder:
-        tensors.save(folder / "adapters.safetensors", weights)
-        config = {
-            "fine_tune_type": "lora",
-            "num_layers": models.adapted_layers(lora, run_.model),
-            "lora_parameters": models.adapter_parameters(lora),
-            "model": shown(project.base),
-        }
-        write_json(folder / "adapter_config.json", config)
-        shutil.copyfile(run_.work / "metrics.jsonl", folder / "metrics.jsonl")
-        change = f"LoRA adapter trained on {project.document_name} ({run_.stage.upper()})"
-        licence.pass_on(project.base, folder, project.profile, change)
-        fitted = {}
-        if run_.stage == "sft":
-            run_.model.update(tree_unflatten(list(weights.items())))
-            fitted = {"gate": fit_gate(run_, data, folder), "refusal": fit_refusal(run_)}
-        write_json(folder / "manifest.json", manifest(run_, data, folder) | fitted)
-        models.read_adapter(folder, project.base)
-
-
-def fit_gate(run_: Run, data: Path, folder: Path) -> dict | None:
-    """Fit and save the gate on the training questions; its error rates. None without replay."""
-    rows = [r for r in run_.rows if r.question is not None]
-    about = np.array([not r.from_base for r in rows])
-    if min(about.sum(), (~about).sum()) < MIN_GATE_QUESTIONS:
-        return None
-    features = np.stack(
-        [np.array(r.hidden[r.question - r.prefix : r.start - r.prefix]).mean(0) for r in rows]
-    )
-    texts = plain_texts(read_jsonl(data / "train.jsonl"))
-    tokens = [run_.tokenizer.encode(t, add_special_tokens=False) for t in texts]
-    print(f"fits the gate on {len(rows)} questions and {len(texts)} other texts", flush=True)
-    found = gate.text_features(run_.upper.lower, tokens, run_.settings.batch_size)
-    features = np.concatenate([features, found])
-    about = np.concatenate([about, np.zeros(len(texts), dtype=bool)])
-    gate.fit(features, about).save(folder)
-    counts = {"document": int(about.sum()), "other": int((~about).sum())}
-    return counts | gate.cross_validate(features, about)
-
-
-def fit_refusal(run_: Run) -> dict | None:
-    """How readily to refuse (refusal.py); None without enough dev questions, or where a refusal
-    begins like an answer, so that its first token decides nothing."""
-    project, tokenizer = run_.project, run_.tokenizer
-    token = prompts.first_token(tokenizer, project.document.refusal)
-    answers = {r.tokens[r.start] for r in run_.rows if r.kind == "fact" and r.question is not None}
-    known = [r["question"] for r in run_.dev if r.get("fact_id")]
-    if token in answers or len(known) < MIN_REFUSAL_QUESTIONS:
-        return None
-    run_.model.eval()
-    size = project.profile.generation.batch_size
-    chat = project.profile.chat
-    found = refusal.margins(run_.model, tokenizer, chat, known, token, size)
-    bias = refusal.calibrate(found)
-    print(f"refuses {(found < bias).mean():.1%} of {len(known)} known dev questions", flush=True)
-    return {"token": token, "bias": bias, "known_refused": float((found < bias).mean())}
-
-
-def plain_texts(rows: list[dict]) -> list[str]:
-    """Texts of other subjects, short and long: fitted on questions alone, the gate took any long
-    text for the document's. Only questions shall open it, so the document's texts are not here."""
-    from_base = [r["messages"] for r in rows if r.get("target") == "base"]
-    others = [" ".join(m["content"] for m in messages) for messages in from_base]
-    joined = [" ".join(others[i : i + 8]) for i in range(0, len(others), 8)]
-    return others + joined
-
-
-def manifest(run_: Run, data: Path, folder: Path) -> dict:
-    state, project = run_.state, run_.project
-    best = next(h for h in state.history if h["step"] == state.best_step)
-    parent = run_.parent
-    return {
-        "stage": run_.stage,
-        "profile": project.profile_name,
-        "document": project.document_name,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "base": {"path": shown(project.base), "fingerprint": model_fingerprint(project.base)},
-        "parent": {"path": shown(parent), "sha256": sha256(parent / "adapters.safetensors")}
-        if parent
-        else None,
-        "weights_sha256": sha256(folder / "adapters.safetensors"),
-        "lora": project.profile.lora.model_dump(),
-        "settings": run_.settings.model_dump(),
-        "data": {
-            name: {"path": shown(data / f"{name}.jsonl"), "sha256": sha256(data / f"{name}.jsonl")}
-            for name in ("train", "valid")
-        },
-        "steps": state.step,
-        "best_step": state.best_step,
-        "best_validation": best,
-        "stopped": state.stopped or "all epochs done",
-        "training_seconds": round(state.seconds, 1),
-        "history": state.history,
-        "peak_memory_gb": mx.get_peak_memory() / 1e9,
-        "versions": {"mlx": mx.__version__},
-        "notice": project.profile.notice,
-    }
 
 
 def arguments():
