@@ -1,7 +1,7 @@
 """What the evaluation scripts found, as tables for the Report view.
 
 Reads:   results/<profile>_<document>/report.json, answers.jsonl (compare_hcx_stages.py);
-         results/reference/, the report that the README quotes; results/ablations/*.json;
+         results/reference/, what the README quotes; results/ablations/*.json;
          results/*/fidelity.json, what quantization cost
 Command: none of its own; views/report.py uses it
 """
@@ -122,30 +122,37 @@ def questions(answers: pd.DataFrame) -> pd.DataFrame:
 
 
 def ablations() -> dict[str, pd.DataFrame]:
-    """{file: table} of results/ablations/*.json (benchmarks/ablations.py)."""
+    """{where: table} of results/ablations/*.json (benchmarks/ablations.py) and the shipped one."""
+    own = sorted((ROOT / "results/ablations").glob("*.json"))
     found = {}
-    for file in sorted((ROOT / "results" / "ablations").glob("*.json")):
-        results = read_json(file).get("results", {})
-        lines = [_ablation(name, stages) for name, stages in results.items()]
-        found[file.stem] = pd.DataFrame(lines)
+    for file in [*own, ROOT / "results/reference/ablations.json"]:
+        if file.exists():
+            measured = read_json(file)
+            runs = measured.get("runs", {}).values()
+            title = f"{shown(file)} · first {measured.get('facts')} facts · behind the gate"
+            found[title] = pd.DataFrame([_ablation(run) for run in runs])
     return found
 
 
-def _ablation(name: str, stages: dict) -> dict:
-    last = stages.get("sft", {})
-    kinds = {kind: f"{s['score']:.1%}" for kind, s in last.get("kinds", {}).items()}
+def _ablation(run: dict) -> dict:
+    """One recipe; without rehearsal rows there is no gate, and the adapter always speaks."""
+    stages = run["stages"]
+    last = stages.get("gated") or stages["sft"]
+    kinds = {kind: f"{s['score']:.1%}" for kind, s in last["kinds"].items()}
     return {
-        "recipe": name.replace("_", " "),
+        "recipe": run["what"],
         **kinds,
         "kept of general": _number(last.get("retention")),
         "perplexity ratio": _number(last.get("perplexity_ratio"), "{:.3f}"),
+        "over-refusal": _number(last.get("over_refusal")),
     }
 
 
 def quantization() -> dict[str, pd.DataFrame]:
-    """{where: table} of results/*/fidelity.json (30_evaluation/quantization_fidelity.py)."""
+    """{origin: table} of results/*/fidelity.json (30_evaluation/quantization_fidelity.py)."""
     found = {}
-    for file in sorted((ROOT / "results").glob("*/fidelity.json")):
+    own_first = {"key": lambda file: (file.parent.name == "reference", file)}
+    for file in sorted((ROOT / "results").glob("*/fidelity.json"), **own_first):
         measured = read_json(file)
         origin = " · ".join(
             str(measured.get(n, "")) for n in ("title", "command", "date", "commit")

@@ -111,14 +111,20 @@ def run_one(project: Project, name: str, facts: int, common: list[str]) -> dict:
     return read_json(here.results / "report.json")["stages"]
 
 
+def entry(name: str, stages: dict, seconds: float) -> dict:
+    """One finished run in the results file; the app's Report view reads it as well."""
+    origin = {"commit": commit(), "date": time.strftime("%Y-%m-%d"), "seconds": round(seconds)}
+    return {"what": ABLATIONS[name][0], **origin, "stages": stages}
+
+
 def table(runs: dict) -> str:
     """One line per run, without and with the gate; the base model first."""
     header = ["what changes", "", *KINDS, *(f.replace("_", " ") for f in FIGURES)]
     lines = [["base model", "", *cells(next(iter(runs.values()))["stages"]["base"])]]
-    for name, found in runs.items():
+    for found in runs.values():
         for stage, note in (("sft", "adapter alone"), ("gated", "behind its gate")):
             if stage in found["stages"]:
-                lines.append([ABLATIONS[name][0], note, *cells(found["stages"][stage])])
+                lines.append([found["what"], note, *cells(found["stages"][stage])])
     return markdown(header, lines)
 
 
@@ -143,14 +149,12 @@ def main() -> None:
     made_from = inputs(settings, *used)
     result = read_json(output) if output.exists() else {}
     if result.get("made_from") != made_from:
-        result = {"made_from": made_from, "machine": runtime.machine(), "runs": {}}
+        result = {"made_from": made_from, **settings, "machine": runtime.machine(), "runs": {}}
     for name in args.only:
         if name not in result["runs"]:
             started = time.monotonic()
             stages = run_one(project, name, args.facts, args.set)
-            seconds = round(time.monotonic() - started)
-            origin = {"commit": commit(), "date": time.strftime("%Y-%m-%d")}
-            result["runs"][name] = {**origin, "seconds": seconds, "stages": stages}
+            result["runs"][name] = entry(name, stages, time.monotonic() - started)
             write_json(output, result)
     text = table({name: result["runs"][name] for name in args.only})
     write_text(output.with_suffix(".md"), text + "\n")

@@ -78,7 +78,10 @@ def test_a_damaged_report_is_one_line(reference, content):
     assert len(app.error) == 1
 
 
-def test_quantization_and_ablations_when_measured(reference, app_root):
+def test_quantization_and_ablations_when_measured(reference, app_root, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import ablations
+
     rows = [
         {"bits": "source", "size": 269e6, "bits_per_weight": 16.0, "perplexity": 20.0},
         {"bits": "4", "size": 76e6, "bits_per_weight": 4.5, "perplexity": 21.0, "kl": 0.1},
@@ -88,14 +91,14 @@ def test_quantization_and_ablations_when_measured(reference, app_root):
     (folder / "fidelity.json").write_text(json.dumps({"title": "Smol", "rows": rows}))
     stages = json.loads((reference / "report.json").read_text())["stages"]
     (app_root / "results/ablations").mkdir()
-    found = {"facts": 40, "results": {"no_cpt": stages}}
+    found = {"facts": 40, "runs": {"no_cpt": ablations.entry("no_cpt", stages, 1.0)}}
     (app_root / "results/ablations/x.json").write_text(json.dumps(found))
     app = open_view("report")
     tables = [d.value for d in app.dataframe]
     cost = next(t for t in tables if "mean KL to the source" in t.columns)
     assert list(cost["mean KL to the source"]) == ["-", "0.1000"]
     ablation = next(t for t in tables if "recipe" in t.columns)
-    assert list(ablation["recipe"]) == ["no cpt"] and "%" in ablation["paraphrase"][0]
+    assert list(ablation["recipe"]) == ["SFT without CPT"] and "%" in ablation["paraphrase"][0]
 
 
 def logged(text: str, asked: str = "Hi", vote: str = "") -> Answer:
