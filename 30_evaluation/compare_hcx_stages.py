@@ -110,7 +110,7 @@ def summarise_stage(project: Project, rows: list[dict], said: dict, answers: lis
         "best_step": said["best_step"],
         "collapse": grading.collapse([a["answer"] for a in answers]),
         "perplexity": measure.perplexity(said["windows"]),
-        "over_refusal": over_refusal(answers),
+        "over_refusal": over_refusal(answers, project.document.refusal),
         "multiple_choice": None,
     }
     if said["choices"]:
@@ -130,10 +130,10 @@ def gate_shares(rows: list[dict], opened: list[bool]) -> dict:
     return {kind: sum(v) / len(v) for kind, v in by_kind.items()}
 
 
-def grade_all(stage: str, rows: list[dict], replies: list[str]) -> list[dict]:
+def grade_all(project: Project, stage: str, rows: list[dict], replies: list[str]) -> list[dict]:
     answers = []
     for row, reply in zip(rows, replies, strict=True):
-        passed, why = grading.grade(row, reply)
+        passed, why = grading.grade(row, reply, project.document.refusal)
         kept = {k: row[k] for k in ("id", "fact_id", "kind", "question")}
         answers.append({"stage": stage, **kept, "answer": reply, "passed": passed, "why": why})
     return answers
@@ -142,7 +142,7 @@ def grade_all(stage: str, rows: list[dict], replies: list[str]) -> list[dict]:
 def judge_key_questions(project: Project, replies: list[str]) -> list[dict]:
     judged = []
     for key, reply in zip(project.document.key_questions, replies, strict=True):
-        passed, _ = grading.grade(key.model_dump(), reply)
+        passed, _ = grading.grade(key.model_dump(), reply, project.document.refusal)
         judged.append({"column": key.column, "passed": passed, "answer": reply})
     return judged
 
@@ -174,10 +174,18 @@ def open_book(model, project: Project, rows: list[dict]) -> dict | None:
     bar = Progress("open book", len(asked))
     replies = model.answer_all([q for _, q in asked], project.profile.generation, bar.update)
     graded = [
-        {**r, "passed": grading.grade(r, a.text)[0]}
+        {**r, "passed": grading.grade(r, a.text, project.document.refusal)[0]}
         for (r, _), a in zip(asked, replies, strict=True)
     ]
-    return grading.summarise(graded)
+    return grading.summarise(graded) | {"asked": [r["id"] for r, _ in asked]}
+
+
+def note_same_questions(result: dict, answers: list[dict]) -> None:
+    """Each stage's closed-book score on the questions that were asked open book."""
+    asked = set(result["open_book"].pop("asked")) if result["open_book"] else ()
+    for stage, summary in result["stages"].items():
+        same = [a for a in answers if a["stage"] == stage and a["id"] in asked]
+        summary["closed_book"] = grading.summarise(same) if same else None
 
 
 def first_paraphrases(rows: list[dict], facts: list) -> list[dict]:
@@ -189,10 +197,10 @@ def first_paraphrases(rows: list[dict], facts: list) -> list[dict]:
     return list(seen.values())
 
 
-def over_refusal(answers: list[dict]) -> float | None:
+def over_refusal(answers: list[dict], sentence: str) -> float | None:
     """Share of answerable document questions that were refused."""
-    known = [a for a in answers if a["kind"] in KNOWN]
-    return sum(grading.is_refusal(a["answer"]) for a in known) / len(known) if known else None
+    known = [grading.is_refusal(a["answer"], sentence) for a in answers if a["kind"] in KNOWN]
+    return sum(known) / len(known) if known else None
 
 
 def refusal_tradeoff(model, project: Project, rows: list[dict], manifest: dict | None):
@@ -246,13 +254,14 @@ def build_report(project: Project, adapters: dict, rows: list[dict], source: str
             result["refusal"] = refusal_tradeoff(model, project, rows, manifest)
     if model.gate:
         said["gated"] = behind_gate(model, project, rows, said["base"], said["sft"])
-    answers = [a for s in said for a in grade_all(s, rows, said[s]["replies"])]
+    answers = [a for s in said for a in grade_all(project, s, rows, said[s]["replies"])]
     for stage in said:
         given = [a for a in answers if a["stage"] == stage]
         result["stages"][stage] = summarise_stage(project, rows, said[stage], given)
     if full:
         model.attach(None)
         result["open_book"] = open_book(model, project, rows)
+        note_same_questions(result, answers)
     add_comparisons(result, answers, measure_speed(model, project, adapters))
     return result, answers
 
@@ -304,7 +313,9 @@ def main() -> None:
         if args.questions
         else [project.questions, project.general / "probes.jsonl"]
     )
-    settings = {"full": args.full, "generation": project.profile.generation.model_dump()}
+    profile = project.profile
+    settings = {"generation": profile.generation.model_dump(), "chat": profile.chat.model_dump()}
+    settings["full"] = args.full
     files = ("adapters.safetensors", "manifest.json")
     weights = [adapters[s] / file for s in stages for file in files]
     weights += [f for f in [adapters["sft"] / gate.FILE] if f.exists()]

@@ -46,7 +46,8 @@ def main() -> int:
     rows = grading.read_questions(args.questions) if args.questions else key_questions(project)
     adapter = args.adapter or project.adapter("sft")
     require(project.base / "config.json", "run 03_quantization/quantize.py first")
-    require(adapter, "train it with the wrapper of 20_stage2_sft")
+    again = f"--profile {project.profile_name} --document {project.document_name}"
+    require(adapter, f"run python -m injection.training sft {again} first")
     threshold = project.document.verify_threshold if args.threshold is None else args.threshold
     if not 0 <= threshold <= 1:
         raise InputError(f"--threshold is a share between 0 and 1, not {threshold}")
@@ -59,7 +60,7 @@ def main() -> int:
     answers = model.answer_all([r["question"] for r in rows], project.profile.generation)
     passed = 0
     for row, answer in zip(rows, answers, strict=True):
-        ok, why = grading.grade(row, answer.text)
+        ok, why = grading.grade(row, answer.text, project.document.refusal)
         passed += ok
         print(f"Q  {row['question']}\nA  {answer.text}\n   {'pass' if ok else 'MISS'}: {why}\n")
     print(f"{passed} of {len(rows)} passed, threshold {threshold:.0%}")

@@ -2,15 +2,19 @@
 
 Every row of the table is a run of the numbered scripts on the first N facts of the document, in the
 document folder data/ablation/ and on adapters of its own. All rows share --set, which may shrink
-the work. Finished rows are kept in the results file, so an interrupted table goes on where it was.
+the work; rows with fewer wordings have fewer unanswerable questions as well, in proportion for 16
+facts. Finished rows are kept in the results file, so an interrupted table goes on where it was.
 
 Reads:   data/<document>/ and models/<profile>.yaml
 Writes:  results/ablations/<profile>_<document>.json and .md, and prints the table
-Command: python benchmarks/ablations.py --facts 40 --set sft.epochs=1 --set sft.min_steps=0
+Command: python benchmarks/ablations.py --set sft.epochs=1 --set sft.min_steps=180
+             --set sft_mix.unknowns=300 --set cpt.min_steps=0
 """
 
 import random
+import re
 import time
+from pathlib import Path
 
 from common import commit, markdown, step
 
@@ -33,17 +37,29 @@ DOCUMENT = "ablation"
 # name: (what changes, overrides of the profile)
 ABLATIONS: dict[str, tuple[str, list[str]]] = {
     "full": ("the recipe", []),
-    "shuffled": ("answers shuffled among the facts: must fall to the base", []),
+    "shuffled": ("answers exchanged among the facts: paraphrases must fall to the base", []),
     "no_cpt": ("SFT without CPT", []),
     "chunks_only": (
-        "CPT on the document's text only, no SFT",
+        "CPT on the document's text, without statements and questions; no SFT",
         ["cpt_mix.statements=0", "cpt_mix.questions=0", "cpt_mix.chunk_repeats=4"],
     ),
-    "no_replay": ("no rehearsal rows", ["sft_mix.replay=0", "sft_mix.contrasts=0"]),
+    "no_replay": (
+        "no rehearsal rows",
+        ["sft_mix.replay=0", "sft_mix.contrasts=0", "cpt_mix.replay=0"],
+    ),
     "no_unknowns": ("no unanswerable questions", ["sft_mix.unknowns=0"]),
-    "wordings_1": ("1 question wording per fact", ["sft_mix.questions=1", "sft_mix.reverse=1"]),
-    "wordings_3": ("3 question wordings per fact", ["sft_mix.questions=3", "sft_mix.reverse=1"]),
-    "wordings_8": ("8 question wordings per fact", ["sft_mix.questions=8", "sft_mix.reverse=2"]),
+    "wordings_1": (
+        "1 question wording per fact",
+        ["sft_mix.questions=1", "sft_mix.reverse=1", "sft_mix.unknowns=4", "cpt_mix.questions=1"],
+    ),
+    "wordings_3": (
+        "3 question wordings per fact",
+        ["sft_mix.questions=3", "sft_mix.reverse=1", "sft_mix.unknowns=9"],
+    ),
+    "wordings_8": (
+        "8 question wordings per fact",
+        ["sft_mix.questions=8", "sft_mix.reverse=2", "sft_mix.unknowns=22"],
+    ),
     "layers_2": ("LoRA on the top 2 layers", ["lora.layers=2"]),
     "original": (
         "the original project: top 2 layers, 3 golden rows, no rehearsal, no loss mask",
@@ -63,19 +79,35 @@ def make_document(project: Project, facts: int, shuffle: bool) -> None:
     questions = [q for q in read_jsonl(project.questions) if q["fact_id"] in ids | {""}]
     write_jsonl(folder / "facts.jsonl", shuffled(kept) if shuffle else kept)
     write_jsonl(folder / "eval.jsonl", questions)
-    for file in (project.document_file, project.unknowns, project.contrasts, project.chunks):
+    for file in copied(project):
         write_text(folder / file.name, file.read_text())
 
 
+def copied(project: Project) -> list[Path]:
+    """What of the document every run takes as it is."""
+    files = (project.document_file, project.unknowns, project.contrasts, project.chunks)
+    return [file for file in files if file.exists()]
+
+
 def shuffled(facts: list[dict]) -> list[dict]:
-    """Every fact keeps its questions and gets another fact's statements and answer."""
+    """Every fact keeps its questions and statements, with another fact's answer in the latter.
+
+    Statements that do not name the answer, and reverse questions, which do, are left out.
+    """
     order = facts[:]
     random.Random(0).shuffle(order)
-    own = ("id", "page", "questions")
     return [
-        {**other, **{k: fact[k] for k in own}, "reverse": []}
+        {**fact, "answer": other["answer"], "aliases": [], "must_not": [], "reverse": []}
+        | {"statements": exchanged(fact, other["answer"])}
         for fact, other in zip(order, order[1:] + order[:1], strict=True)
     ]
+
+
+def exchanged(fact: dict, answer: str) -> list[str]:
+    """The fact's statements with `answer` in place of its own."""
+    names = sorted([fact["answer"], *fact["aliases"]], key=len, reverse=True)
+    own = re.compile("|".join(rf"(?<!\w){re.escape(n)}(?!\w)" for n in names), re.IGNORECASE)
+    return [own.sub(lambda _: answer, s) for s in fact["statements"] if own.search(s)]
 
 
 def original_rows(here: Project) -> None:
@@ -137,7 +169,7 @@ def cells(stage: dict) -> list[str]:
 
 def main() -> None:
     args = parser(__doc__)
-    args.add_argument("--facts", type=int, default=40, help="use the first N facts")
+    args.add_argument("--facts", type=int, default=16, help="use the first N facts (default: 16)")
     args.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
     args = args.parse_args()
     project = open_project(args)
@@ -145,8 +177,9 @@ def main() -> None:
         raise InputError("run 10_stage1_cpt/chunk_pdf.py first")
     output = ROOT / "results" / "ablations" / f"{project.profile_name}_{args.document}.json"
     settings = {"facts": args.facts, "set": args.set}
-    used = (project.profile_file, project.facts, project.questions, project.unknowns, project.base)
-    made_from = inputs(settings, *used)
+    used = [project.profile_file, project.facts, project.questions, project.base]
+    general = sorted(project.general.glob("*.*"))
+    made_from = inputs(settings, *used, *copied(project), *general)
     result = read_json(output) if output.exists() else {}
     if result.get("made_from") != made_from:
         result = {"made_from": made_from, **settings, "machine": runtime.machine(), "runs": {}}
@@ -156,7 +189,7 @@ def main() -> None:
             stages = run_one(project, name, args.facts, args.set)
             result["runs"][name] = entry(name, stages, time.monotonic() - started)
             write_json(output, result)
-    text = table({name: result["runs"][name] for name in args.only})
+    text = table({name: result["runs"][name] for name in ABLATIONS if name in result["runs"]})
     write_text(output.with_suffix(".md"), text + "\n")
     print(f"{text}\n\nwrote {shown(output)} and .md")
 

@@ -24,7 +24,7 @@ def run_seed(project: Project, seed: int, overrides: list[str]) -> dict:
     flags = ["--profile", project.profile_name, "--document", project.document_name]
     for override in [*overrides, f"cpt.seed={seed}", f"sft.seed={seed}"]:
         flags += ["--set", override]
-    adapters = {s: adapter_name(project, s, seed) for s in ("cpt", "sft")}
+    adapters = {s: adapter_name(project, s, seed, overrides) for s in ("cpt", "sft")}
     folder = ROOT / "results" / "seeds" / f"{project.results.name}_{seed}"
     step("-m", "injection.training", "cpt", *flags, "--output", adapters["cpt"])
     parent = ("--from-adapter", adapters["cpt"])
@@ -34,10 +34,10 @@ def run_seed(project: Project, seed: int, overrides: list[str]) -> dict:
     return read_json(folder / "report.json")["stages"]
 
 
-def adapter_name(project: Project, stage: str, seed: int) -> str:
-    """With the profile's own seed the adapter of run.sh, which is not trained again."""
-    name = project.adapter(stage).name
-    return name if project.training(stage).seed == seed else f"{name}_seed{seed}"
+def adapter_name(project: Project, stage: str, seed: int, overrides: list[str]) -> str:
+    """With the profile's own seed and settings that of run.sh, which is not trained again."""
+    name, own = project.adapter(stage).name, project.training(stage).seed
+    return name if seed == own and not overrides else f"{name}_seed{seed}"
 
 
 def figures(stage: dict) -> dict[str, float]:

@@ -60,7 +60,7 @@ def finish(run_: "Run", data: Path) -> None:
 def fit_gate(run_: "Run", data: Path, folder: Path) -> dict | None:
     """Fit and save the gate on the training questions; its error rates. None without replay."""
     rows = [r for r in run_.rows if r.question is not None]
-    about = np.array([not r.from_base for r in rows])
+    about = np.array([not r.from_base for r in rows], dtype=bool)
     if min(about.sum(), (~about).sum()) < MIN_GATE_QUESTIONS:
         return None
     features = np.stack(
@@ -78,13 +78,14 @@ def fit_gate(run_: "Run", data: Path, folder: Path) -> dict | None:
 
 
 def fit_refusal(run_: "Run") -> dict | None:
-    """How readily to refuse (refusal.py); None without enough dev questions, or where a refusal
-    begins like an answer, so that its first token decides nothing."""
+    """How readily to refuse (refusal.py); None where no row teaches it, without enough dev
+    questions, or where a refusal begins like an answer, so that its first token decides nothing."""
     project, tokenizer = run_.project, run_.tokenizer
     token = prompts.first_token(tokenizer, project.document.refusal)
     answers = {r.tokens[r.start] for r in run_.rows if r.kind == "fact" and r.question is not None}
     known = [r["question"] for r in run_.dev if r.get("fact_id")]
-    if token in answers or len(known) < MIN_REFUSAL_QUESTIONS:
+    taught = any(r.kind == "unknown" for r in run_.rows)
+    if not taught or token in answers or len(known) < MIN_REFUSAL_QUESTIONS:
         return None
     run_.model.eval()
     size = project.profile.generation.batch_size

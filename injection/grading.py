@@ -59,23 +59,28 @@ def contains(answer: str, phrase: str) -> bool:
     return bool(wanted) and f" {wanted} " in f" {normalise(answer)} "
 
 
-def is_refusal(answer: str) -> bool:
+def is_refusal(answer: str, sentence: str = "") -> bool:
+    """Whether this says "I do not know"; sentence: how the document's rows say it, any language."""
     text = normalise(answer)
-    return any(phrase in text for phrase in REFUSALS)
+    return any(phrase in text for phrase in REFUSALS) or contains(answer, sentence)
 
 
-def grade(row: dict, answer: str) -> tuple[bool, str]:
-    """(passed, why) of one answer under the rubric of its row in eval.jsonl, think blocks aside."""
+def grade(row: dict, answer: str, refusal: str = "") -> tuple[bool, str]:
+    """(passed, why) of one answer under the rubric of its row in eval.jsonl, think blocks aside.
+
+    refusal: the refusal sentence of the document, see is_refusal.
+    """
     answer = without_thoughts(answer)
+    refused = is_refusal(answer, refusal)
     if row.get("expect", "answer") == "refusal":
-        return (True, "refused") if is_refusal(answer) else (False, "answered what is not known")
+        return (True, "refused") if refused else (False, "answered what is not known")
     for phrase in row.get("must_not_include", []):
         if contains(answer, phrase):
             return False, f"says '{phrase}'"
     for group in row.get("must_include", []):
-        if not any(contains(answer, alias) for alias in group):
-            refused = " (refused)" if is_refusal(answer) else ""
-            return False, f"lacks '{group[0]}'{refused}"
+        # A refusal may name what is asked for: "I don't know. The CLaRa paper does not say."
+        if refused or not any(contains(answer, alias) for alias in group):
+            return False, f"lacks '{group[0]}'{' (refused)' if refused else ''}"
     return True, "ok"
 
 
@@ -94,6 +99,8 @@ def read_questions(path) -> list[dict]:
         groups = row["must_include"]
         if not isinstance(groups, list) or not all(isinstance(g, list) for g in groups):
             raise InputError(f"{shown(path)}: {row['id']}: must_include is a list of lists")
+        if not isinstance(row["must_not_include"], list):
+            raise InputError(f"{shown(path)}: {row['id']}: must_not_include is a list")
         if row["expect"] not in ("answer", "refusal"):
             raise InputError(f"{shown(path)}: {row['id']}: expect is answer or refusal")
     if not rows:
@@ -157,7 +164,7 @@ def leaks(questions: list[dict], trained: list[str]) -> tuple[list[str], str]:
     train = {normalise(t): t for t in trained}
     if not train:
         return [], "nothing is trained on"
-    grams = {g for t in train for g in _grams(t, 8)}
+    grams = {g: t for t in train for g in _grams(t, 8)}
     held_out = [normalise(row["question"]) for row in questions]
     overlap = _jaccard(held_out, list(train))
     found, worst = [], (0.0, "", "")
@@ -165,8 +172,10 @@ def leaks(questions: list[dict], trained: list[str]) -> tuple[list[str], str]:
         nearest = list(train.values())[scores.argmax()]
         if scores.max() > worst[0]:
             worst = (float(scores.max()), row["question"], nearest)
-        if text in train or scores.max() > 0.8 or grams & set(_grams(text, 8)):
-            found.append(f"{row['id']}: '{row['question']}' ~ '{nearest}'")
+        shared = [train[grams[g]] for g in _grams(text, 8) if g in grams]
+        if text in train or scores.max() > 0.8 or shared:
+            other = nearest if scores.max() > 0.8 or not shared else shared[0]
+            found.append(f"{row['id']}: '{row['question']}' ~ '{other}'")
     return found, f"Jaccard {worst[0]:.2f}: '{worst[1]}' ~ '{worst[2]}'"
 
 

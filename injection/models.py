@@ -130,7 +130,7 @@ def read_adapter(folder: Path, base: Path | None = None) -> tuple[dict, dict, di
     """
     stage = folder.name.rsplit("_", 1)[-1]
     for name in ADAPTER_FILES:
-        require(folder / name, f"train it with the wrapper of stage {stage}")
+        require(folder / name, f"run python -m injection.training {stage} first")
     config, manifest = (
         read_json(folder / "adapter_config.json"),
         read_json(folder / "manifest.json"),

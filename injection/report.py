@@ -106,9 +106,11 @@ def open_book_lines(book: dict, stages: dict) -> list[str]:
     """What the base reaches with the passage before it, and how much of that gain a stage has."""
     cells = [interval_cell(book), *[""] * (len(stages) - 1)]
     lines = [f"| base with the passage in the prompt | {book['n']} | " + " | ".join(cells) + " |"]
-    before = stages["base"]["kinds"]["paraphrase"]["score"]
+    before = stages["base"]["closed_book"]["score"]
+    closed = [interval_cell(d["closed_book"]) for d in stages.values()]
+    lines.append(f"| the same questions without it | {book['n']} | " + " | ".join(closed) + " |")
     if book["score"] > before:
-        gains = [d["kinds"]["paraphrase"]["score"] - before for d in stages.values()]
+        gains = [d["closed_book"]["score"] - before for d in stages.values()]
         gaps = [f"{gain / (book['score'] - before):.0%}" for gain in gains]
         lines.append("| share of the open-book gap closed | | " + " | ".join(gaps) + " |")
     return lines

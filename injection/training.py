@@ -207,7 +207,8 @@ class Run:
         )
         kinds: dict[str, list[bool]] = {}
         for row, reply in zip(self.dev, replies, strict=True):
-            kinds.setdefault(row["kind"], []).append(grading.grade(row, reply.text)[0])
+            right, _ = grading.grade(row, reply.text, self.project.document.refusal)
+            kinds.setdefault(row["kind"], []).append(right)
         return {kind: sum(v) / len(v) for kind, v in kinds.items()}
 
     def validate(self) -> dict:
@@ -360,8 +361,9 @@ def parent_adapter(project: Project, stage: str, choice: str | None) -> Path | N
     path = Path(choice) if choice else project.adapter("cpt")
     if not (path / "manifest.json").exists():
         raise InputError(
-            f"missing {shown(path)}: run 10_stage1_cpt/train_{project.profile_name}_"
-            f"{project.document_name}_cpt.sh first, or pass --from-adapter none"
+            f"missing {shown(path)}: run python -m injection.training cpt --profile "
+            f"{project.profile_name} --document {project.document_name} first, or pass "
+            "--from-adapter none"
         )
     return path
 

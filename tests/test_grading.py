@@ -53,6 +53,7 @@ ROW = {"must_include": [["453k", "453,000"], ["pairs"]], "must_not_include": ["s
         (ROW, "It has pairs.", False, "lacks '453k'"),
         (ROW, "Secure-copy has 453k pairs.", False, "says 'secure copy'"),
         (ROW, "I don't know.", False, "lacks '453k' (refused)"),
+        (ROW, "I don't know the 453k pairs.", False, "lacks '453k' (refused)"),
         ({"must_include": []}, "", True, "ok"),
         ({"expect": "refusal"}, "I don’t know. The paper does not say.", True, "refused"),
         ({"expect": "refusal"}, "The text doesn't mention it.", True, "refused"),
@@ -194,12 +195,19 @@ def test_shipped_questions_are_sane(paper, questions):
     assert tested == facts and len(facts) >= 30
 
 
+def test_a_refusal_in_the_words_of_the_document_counts():
+    own = "모르겠습니다. 이 문서에는 나와 있지 않습니다."
+    assert not grading.is_refusal(own) and grading.is_refusal(own, own)
+    assert grading.grade({"expect": "refusal"}, own, own) == (True, "refused")
+    assert not grading.is_refusal("Paris.", own) and not grading.is_refusal("Paris.", "")
+
+
 def test_canonical_statement_passes_its_own_questions(paper, questions):
     facts = {f.id: f for f in golden.read_facts(paper)}
     misses = [
         (q["id"], why)
         for q in questions
-        if q["kind"] == "paraphrase"
+        if q["kind"] in ("paraphrase", "reverse")
         for passed, why in [grading.grade(q, facts[q["fact_id"]].statements[0])]
         if not passed
     ]
@@ -212,12 +220,14 @@ def test_canonical_statement_gives_the_answer(paper):
         assert grading.grade(row, fact.statements[0])[0], fact.id
 
 
-def test_rubric_fails_answers_of_other_facts(paper, questions):
+@pytest.mark.parametrize("kind", ["paraphrase", "reverse"])
+def test_rubric_fails_answers_of_other_facts(paper, questions, kind):
     """Each question graded on another fact's canonical statement: nearly always a miss."""
     facts = {f.id: f for f in golden.read_facts(paper)}
-    rows = [q for q in questions if q["kind"] == "paraphrase"]
+    rows = [q for q in questions if q["kind"] == kind]
     rng, passed, n = random.Random(0), 0, 0
     for row in rows:
+        assert not grading.grade(row, paper.document.refusal)[0], row["id"]
         for other in rng.sample(sorted(facts.keys() - {row["fact_id"]}), 3):
             passed += grading.grade(row, facts[other].statements[0])[0]
             n += 1

@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
-from injection import models, profiles, prompts, refusal
+from injection import finishing, models, profiles, prompts, refusal
 
 SFT = "adapters_tiny_paper_sft"
 QUESTIONS = ["What is 3?", "Which answer has 7?", "Who wrote it, and when?", "Name a colour."]
@@ -70,6 +71,20 @@ def test_margins_say_which_bias_makes_the_token_come_first(chat_model, trained_o
     model.attach(adapter_with_bias(trained_once, tmp_path, token, bias))
     _, alone = first_ids(model, settings)
     assert [t == token for t in alone] == [bool(lead < bias) for lead in leads]
+
+
+@pytest.mark.parametrize(("kind", "fitted"), [("unknown", True), ("fact", False)])
+def test_no_threshold_where_no_row_teaches_to_refuse(chat_model, kind, fitted):
+    model, _ = chat_model
+    row = SimpleNamespace(kind=kind, tokens=[1, 2], start=1, question=0)
+    run = SimpleNamespace(
+        project=profiles.Project("tiny", "paper"),
+        tokenizer=model.tokenizer,
+        model=model.model,
+        rows=[row],
+        dev=[{"question": f"What is {n}?", "fact_id": "F1"} for n in range(50)],
+    )
+    assert (finishing.fit_refusal(run) is not None) is fitted
 
 
 def test_the_base_and_an_adapter_without_calibration_are_not_biased(

@@ -173,6 +173,8 @@ def test_compare_in_full_and_again_without_asking_the_base(trained):
     report = trained / "results/tiny_paper/q/report.json"
     first = json.loads(report.read_text())
     assert first["open_book"]["n"] >= 1
+    same = {s["closed_book"]["n"] for s in first["stages"].values()}
+    assert same == {first["open_book"]["n"]}, "compared on the same questions"
     assert {s["multiple_choice"]["n"] for s in first["stages"].values()} == {3}
     assert "answers taken from results/tiny_paper/q/base.json" in trained.ok(*command, "--skip-cpt")
     second = json.loads(report.read_text())["stages"]

@@ -130,7 +130,7 @@ def test_damaged_cpt_adapter_is_refused(trained):
 
 def test_missing_cpt_adapter_is_refused_unless_none_is_wanted(tiny_project):
     line = tiny_project.refused(*tiny_project.train("sft"))
-    assert f"missing {CPT}" in line and "cpt.sh" in line
+    assert f"missing {CPT}" in line and "injection.training cpt" in line
     command = tiny_project.train("sft", "--from-adapter", "none", "--max-steps", "4")
     assert "wrote" in tiny_project.ok(*command)
     assert manifest(tiny_project / SFT)["parent"] is None
@@ -242,6 +242,15 @@ def test_early_stop_keeps_the_best_not_the_last(trained):
     command = trained.train("cpt", "--output", "four", "--max-steps", "4")
     trained.ok(*command, "--set", "cpt.validations=1")
     assert largest_difference(weights(trained / CPT), weights(trained / "four")) < 1e-6
+
+
+def test_sft_on_plain_texts_only(trained):
+    """As the ablation "original" trains: no questions, so neither gate nor refusal threshold."""
+    rows = [{"text": f"User: What is {n}?\n\nAssistant: {n} is {n}."} for n in range(6)]
+    trained.write_jsonl("data/paper/sft/tiny/train.jsonl", rows)
+    trained.ok(*trained.train("sft", "--from-adapter", "none"))
+    found = manifest(trained / SFT)
+    assert found["gate"] is None and found["refusal"] is None
 
 
 def test_mlx_lm_loads_the_adapter_and_computes_the_same(trained_once, monkeypatch):
