@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without inst
 from injection import estimate, golden, runtime
 from injection.estimate import Batch, Geometry, Machine, Rows
 from injection.files import read_jsonl, run
-from injection.profiles import Project, open_project, parser
+from injection.profiles import Project, Training, open_project, parser
 from injection.progress import clock
 
 # Only for rows that are not built yet: characters of a token, tokens of a template around a row.
@@ -65,7 +65,9 @@ def this_machine() -> Machine:
     return Machine(runtime.machine(), runtime.memory(), gpu, flops, bandwidth)
 
 
-def training_rates(project: Project, g: Geometry, batch: Batch) -> estimate.Rates:
+def training_rates(
+    project: Project, g: Geometry, settings: Training, batch: Batch
+) -> estimate.Rates:
     """Measured with the training's own code on layers of the true shape, random weights."""
     import mlx.core as mx
 
@@ -75,7 +77,7 @@ def training_rates(project: Project, g: Geometry, batch: Batch) -> estimate.Rate
     layers = max(1, min(8, round(WEIGHTS / (4 * g.layer_parameters))))
     model = some_layers(project, g, layers)
     kind = mx.float32 if runtime.on_cpu() else mx.bfloat16
-    upper = Upper(model, layers)
+    upper = Upper(model, layers, settings.gradient_checkpointing)
     states = mx.random.normal((batch.rows, batch.width, g.hidden)).astype(kind)
     positions = batch.rows * batch.width
     prefix = mx.random.normal((1, batch.prefix, g.hidden)).astype(kind) if batch.prefix else None
@@ -112,9 +114,10 @@ def some_layers(project: Project, g: Geometry, layers: int):
     if runtime.on_cpu():
         kernels.use_fast_layers(model)
     else:
+        model.set_dtype(mx.bfloat16)
+    if not runtime.on_cpu() or not runtime.fits(4 * g.parameters):
         settings = project.profile.quantization
         bits = settings.bits if isinstance(settings.bits, int) else 4
-        model.set_dtype(mx.bfloat16)
         nn.quantize(model, settings.group_size, bits)
     mx.eval(model.parameters())
     model.freeze()
@@ -171,6 +174,8 @@ def guessed_rows(project: Project, stage: str) -> list:
         refusal = len(project.document.refusal) / CHARACTERS
         chats += [(len(row["question"]) / CHARACTERS, refusal, False) for row in unknowns]
     prompts = golden.upto(read_jsonl(project.general / "replay.jsonl"), mix.replay)
+    if stage == "sft" and project.contrasts.exists():
+        prompts += golden.upto(read_jsonl(project.contrasts), mix.contrasts)
     chats += [(len(row["prompt"]) / CHARACTERS, profile.replay.max_tokens, True) for row in prompts]
     rows = [batches.Row([0] * int(length), 1, 0, False) for length in texts]
     for question, answer, soft in chats:
@@ -241,7 +246,8 @@ def training_step(project: Project, g: Geometry, machine: Machine, stage: str) -
     settings = project.training(stage)
     shape = grouped(rows, settings.batch_size)
     parts = estimate.training_memory(project, g, machine, settings, shape)
-    rates = training_rates(project, g, usual(shape.batches)) if machine.flops else None
+    usual_batch = usual(shape.batches)
+    rates = training_rates(project, g, settings, usual_batch) if machine.flops else None
     seconds = estimate.training_seconds(project, g, rates, settings, shape)
     disk = 4 * estimate.adapter_parameters(g, project.profile.lora)
     count = f"{len(rows)} rows" + ("" if known else ", guessed")

@@ -8,7 +8,7 @@ different shape; for Apple Silicon they are taken over, so what is said of it is
 
 from dataclasses import dataclass, replace
 
-from injection import losses, runtime
+from injection import generation, losses, runtime
 from injection.files import InputError, read_json
 from injection.profiles import Lora, Project, Training
 
@@ -17,8 +17,6 @@ from injection.profiles import Lora, Project, Training
 FORWARD_SCORES, BACKWARD_SCORES = 7.5, 5.5
 # Arrays of a block of logits, when there is one block and when more follow: cross-entropy, KL.
 HARD_LOGITS, SOFT_LOGITS = (9, 14), (18, 29)
-# mlx-lm reads a prompt in pieces of so many tokens.
-PREFILL = 2048
 
 
 @dataclass(frozen=True)
@@ -271,7 +269,7 @@ def training_memory(
 
 def chat_memory(project: Project, g: Geometry, machine: Machine, context: int) -> dict[str, float]:
     """Bytes at the peak of a conversation of `context` tokens."""
-    piece = min(PREFILL, context)
+    piece = min(generation.PREFILL, context)
     scores = FORWARD_SCORES * _scores(g, machine, 1, piece, context)
     return {
         "weights": weights(project, g, machine),

@@ -16,6 +16,8 @@ from mlx_lm.models.base import create_causal_mask
 from injection import prompts
 from injection.profiles import Chat, Generation
 
+# Tokens of a prompt that are read at once, as mlx-lm does: more would cost memory.
+PREFILL = 2048
 # Of an any-to-any model: <|vision00017|>, <|audio0017|>, and the marks around such codes.
 NOT_TEXT = re.compile(r"<\|\w*(?:vision|image|video|audio)[^|]*\|>", re.IGNORECASE)
 

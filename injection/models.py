@@ -295,14 +295,21 @@ class ChatModel:
         The hidden states that the gate reads go on through the upper layers, so that the frozen
         ones are computed once: the gate costs next to no time.
         """
-        hidden = self._upper.lower(mx.array([tokens]), cache)
+        lower, upper = cache[: self._upper.first], cache[self._upper.first :]
+        pieces = []
+        for start in range(0, len(tokens), generation.PREFILL):
+            piece = mx.array([tokens[start : start + generation.PREFILL]])
+            pieces.append(self._upper.lower(piece, lower))
+            mx.eval(pieces[-1])
+        hidden = mx.concatenate(pieces, axis=1)
         features = np.array(hidden[0, question].mean(0, keepdims=True))
         self._let_speak(bool(self.gate.opens(features)[0]))
-        lower, upper = cache[: self._upper.first], cache[self._upper.first :]
-        self._upper.higher(hidden[:, :-1], upper)
+        for start in range(0, len(tokens) - 1, generation.PREFILL):
+            end = min(start + generation.PREFILL, len(tokens) - 1)
+            self._upper.higher(hidden[:, start:end], upper)
+            mx.eval([layer.state for layer in upper])
         for layer in lower:
             layer.trim(1)
-        mx.eval([layer.state for layer in cache])
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Text of an answer's tokens; a character of which only a part is there is left out."""

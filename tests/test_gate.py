@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from injection import gate, models, profiles
+from injection import gate, generation, models, profiles
 from injection.files import read_json
 
 SFT = "adapters_tiny_paper_sft"
@@ -60,7 +60,11 @@ def streamed(model, question: str) -> str:
     return "".join(r.text for r in model.stream(asked, 8)).strip()
 
 
-def test_closed_gate_is_the_base_and_open_gate_the_adapter(chat_model, trained_once):
+@pytest.mark.parametrize("at_once", [3, generation.PREFILL])
+def test_closed_gate_is_the_base_and_open_gate_the_adapter(
+    chat_model, trained_once, monkeypatch, at_once
+):
+    monkeypatch.setattr(generation, "PREFILL", at_once)
     model, settings = chat_model
     settings = settings.model_copy(update={"max_tokens": 8})
     base = texts(model.answer_all(QUESTIONS, settings))
