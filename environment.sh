@@ -1,9 +1,10 @@
 # Sourced by run.sh and test.sh: a virtual environment with the given requirements file.
-# Sets PYTHON. Installs again only when the requirements have changed.
+# Sets PYTHON. Installs again only when the requirements have changed, and makes an environment anew
+# that has no pip: its making was interrupted, or Debian's python3-venv was missing.
 requirements="$1"
 export PYTHON="$PWD/.venv/bin/python"
 
-if [ ! -x "$PYTHON" ]; then
+if ! "$PYTHON" -m pip --version >/dev/null 2>&1; then
   for candidate in "${BASE_PYTHON:-}" python3.13 python3.12 python3.11 python3 python; do
     if [ -n "$candidate" ] && command -v "$candidate" >/dev/null &&
       "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
@@ -16,7 +17,7 @@ if [ ! -x "$PYTHON" ]; then
       "or set BASE_PYTHON" >&2
     exit 1
   fi
-  "$found" -m venv .venv
+  "$found" -m venv --clear .venv
 fi
 
 stamp=".venv/installed-$(basename "$requirements")"

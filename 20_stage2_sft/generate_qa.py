@@ -201,9 +201,9 @@ def make_row(draft: dict, chunk: dict, source, sieve: Sieve, asked: qa_filters.S
 
 
 def make_rows(project: Project, entries: list[dict], chunks: list[dict], sources: dict) -> tuple:
-    """(rows, sieve). Rows that a person has decided on stay as they are, and are not repeated."""
+    """(rows, sieve). Rows that a person has decided on stay as they are; no id comes twice."""
     decided = {f.id: f.model_dump() for f in golden.read_generated(project) if f.status != "draft"}
-    known, sieve, rows = golden.read_facts(project, may_be_empty=True), Sieve(), []
+    known, sieve, rows = golden.read_facts(project, may_be_empty=True), Sieve(), {}
     told = [(grading.normalise(f.answer), f.statements[0]) for f in known]
     asked = qa_filters.Seen(
         q for f in known for q in [*f.questions, *(r.question for r in f.reverse)]
@@ -211,19 +211,20 @@ def make_rows(project: Project, entries: list[dict], chunks: list[dict], sources
     for entry, chunk in zip(entries, chunks, strict=True):
         for draft in entry["facts"]:
             number, source = fact_id(chunk, draft["fact"]), sources[chunk["id"]]
-            if number in decided:
-                rows.append(decided.pop(number))
+            if number in decided and number not in rows:
+                rows[number] = decided[number]
                 continue
             fact = teachers.Fact.model_validate(draft["fact"])
             answer = grading.normalise(fact.answer)
             same = qa_filters.Seen(s for a, s in told if a == answer)
-            copied = same.has(fact.statement) or asked.has(fact.question)
+            copied = number in rows or same.has(fact.statement) or asked.has(fact.question)
             if reason := qa_filters.wrong_fact(fact, source) or ("duplicates" if copied else None):
                 sieve.drop(reason, fact.statement, chunk["id"])
                 continue
             told.append((answer, fact.statement))
-            rows.append(make_row(draft, chunk, source, sieve, asked))
-    return [*decided.values(), *rows], sieve
+            rows[number] = make_row(draft, chunk, source, sieve, asked)
+    left = [row for number, row in decided.items() if number not in rows]
+    return [*left, *rows.values()], sieve
 
 
 def report(project: Project, teacher, entries, rows, sieve: Sieve, suspicious: list) -> dict:

@@ -153,7 +153,7 @@ def foreign_url(text: str, source: Source) -> bool:
 
 
 def wrong_language(text: str, source: Source) -> bool:
-    """Another script than the chunk's; or, in Latin script, hardly a word of the document's.
+    """Another script than the document's; or, in Latin script, hardly a word of the document's.
 
     Words of the same language share little words, whatever the language is.
     """

@@ -19,6 +19,8 @@ from injection.profiles import Project
 ATTEMPTS = 3
 WARMTH = 0.7  # temperature of the second and third attempt; the first is greedy
 KEY = "TEACHER_API_KEY"
+# What becomes of a reply that is not OpenAI's: the client passes on whatever an address answers.
+NO_REPLY = (ValidationError, json.JSONDecodeError, UnicodeDecodeError)
 
 
 class _Strict(BaseModel):
@@ -46,6 +48,34 @@ class Wordings(_Strict):
 class HeldOut(_Strict):
     questions: list[str]
     reverse: list[str]
+
+
+class _Model(BaseModel):
+    id: str
+
+
+class _Models(BaseModel):
+    data: list[_Model] | None
+
+
+class _Message(BaseModel):
+    content: str | None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Completion(BaseModel):
+    """What is read of a completion."""
+
+    choices: list[_Choice]
+    usage: _Usage | None = None
 
 
 def objects(reply: str) -> list[dict]:
@@ -113,12 +143,21 @@ class Server:
 
     def _first_model(self) -> str:
         try:
-            names = [m.id for m in self.client.with_options(max_retries=0).models.list().data]
+            client = self.client.with_options(max_retries=0)
+            models = _Models.model_validate(client.get("/models", cast_to=object)).data
         except self.error as error:
             raise self._failed(error) from None
-        if not names:
+        except NO_REPLY:
+            raise self._foreign("/models") from None
+        if not models:
             raise InputError(f"the teacher at {self.url} offers no model: name one with --model")
-        return names[0]
+        return models[0].id
+
+    def _foreign(self, path: str) -> InputError:
+        return InputError(
+            f"the teacher at {self.url} is no OpenAI-compatible server: its {path} answers "
+            "something else; check the URL (README, teachers)"
+        )
 
     def _failed(self, error: Exception) -> InputError:
         reason = " ".join(str(error).split())[:200]
@@ -136,22 +175,23 @@ class Server:
             replies = list(pool.map(lambda p: self._reply(p, schema, attempt), prompts))
         for reply in replies:
             if reply.usage:
-                self.tokens["read"] += reply.usage.prompt_tokens
-                self.tokens["written"] += reply.usage.completion_tokens
+                self.tokens["read"] += reply.usage.prompt_tokens or 0
+                self.tokens["written"] += reply.usage.completion_tokens or 0
         return [r.choices[0].message.content or "" if r.choices else "" for r in replies]
 
-    def _reply(self, prompt: list[dict], schema: type[BaseModel], attempt: int):
+    def _reply(self, prompt: list[dict], schema: type[BaseModel], attempt: int) -> _Completion:
         structured, shape = self.structured, {"name": schema.__name__, "strict": True}
         shape["schema"] = schema.model_json_schema()
         more = {"response_format": {"type": "json_schema", "json_schema": shape}}
         try:
-            return self.client.chat.completions.create(
+            reply = self.client.chat.completions.create(
                 model=self.model,
                 messages=prompt,
                 max_tokens=self.max_tokens,
                 temperature=WARMTH if attempt else 0.0,
                 **(more if structured else {}),
             )
+            return _Completion.model_validate(reply, from_attributes=True)
         except self.refused as error:
             if not structured:
                 raise self._failed(error) from None
@@ -160,6 +200,8 @@ class Server:
             return self._reply(prompt, schema, attempt)
         except self.error as error:
             raise self._failed(error) from None
+        except NO_REPLY:
+            raise self._foreign("/chat/completions") from None
 
 
 class Local:

@@ -9,9 +9,9 @@ Command: python data/download_paper.py
 """
 
 import argparse
+import http.client
 import io
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -28,10 +28,10 @@ def fetch(url: str) -> bytes:
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.read()
-    except (urllib.error.URLError, TimeoutError) as error:
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise InputError(
-            f"cannot reach {url} ({reason}): the pipeline runs without it, on digest.pdf"
+            f"cannot download {url} ({reason}): the pipeline runs without it, on digest.pdf"
         ) from None
 
 

@@ -195,7 +195,7 @@ def model_fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in ("config.json", "tokenizer.json"):
         digest.update((folder / name).read_bytes() if (folder / name).exists() else b"")
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in sorted(folder.glob("[!.]*.safetensors")):
         size = file.stat().st_size
         digest.update(f"{file.name} {size}".encode())
         with open(file, "rb") as f:
@@ -235,9 +235,16 @@ def mark_current(output: Path, made_from: dict) -> None:
     write_json(_stamp(output), {"made_from": made_from, "output": _identity(output)})
 
 
+def forget(output: Path) -> None:
+    """Let output count as unfinished, whatever it was made from."""
+    _stamp(output).unlink(missing_ok=True)
+
+
 def _identity(output: Path) -> str:
     if output.is_file():
         return sha256(output)
     weights = model_fingerprint(output)
     names = sorted(str(f.relative_to(output)) for f in output.rglob("*") if f.is_file())
-    return hashlib.sha256("\n".join([weights, *names]).encode()).hexdigest()
+    # Hidden files are not ours: Finder and its like leave them in the folders they show.
+    ours = [name for name in names if "/." not in f"/{name}"]
+    return hashlib.sha256("\n".join([weights, *ours]).encode()).hexdigest()

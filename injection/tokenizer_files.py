@@ -84,15 +84,20 @@ def check(folder: Path, original: Path, chat: Chat) -> None:
             raise InputError(f"{shown(folder)}: token ids of {text!r} changed in conversion")
     template = chat_template(original)
     if not template:
-        raise InputError(f"{shown(original)} has no chat template: download it again")
+        raise InputError(
+            f"{shown(original)} has no chat template: download it again with --force, or choose a "
+            "model for chat"
+        )
     if loaded.chat_template != template:
         raise InputError(f"{shown(folder)}: the chat template changed in conversion")
     generation = folder / "generation_config.json"
     listed = read_json(generation).get("eos_token_id") if generation.exists() else None
     listed = [listed] if isinstance(listed, int) else listed
-    for name, number in zip(chat.stop_tokens, stop_ids(folder, chat), strict=True):
+    for name, number in zip(chat.stop_tokens, stop_ids(original, chat), strict=True):
         if listed is not None and number not in listed:
+            # folder's own file is a copy, and gone by the time that anyone reads this.
             raise InputError(
                 f"stop token {name} ({number}) is not in eos_token_id {listed} of "
-                f"{shown(generation)}: add it there, or run the download step again"
+                f"{shown(original / generation.name)}: add it there, or take it out of "
+                "chat.stop_tokens in the profile"
             )

@@ -30,6 +30,7 @@ from injection.checkpoints import State, resume, save_checkpoint
 from injection.files import (
     ROOT,
     InputError,
+    forget,
     inputs,
     is_current,
     mark_current,
@@ -351,7 +352,7 @@ def arguments():
     args.add_argument("--output", type=Path, help="adapter folder (default: adapters_...)")
     args.add_argument("--from-adapter", help="adapter to continue from, or none (default: CPT's)")
     args.add_argument("--max-steps", type=int, help="stop after so many steps")
-    args.add_argument("--force", action="store_true", help="train again")
+    args.add_argument("--force", action="store_true", help="train again what is finished")
     return args.parse_args()
 
 
@@ -385,12 +386,12 @@ def main() -> None:
     require(project.base / "config.json", "run 03_quantization/quantize.py first")
     used = [data / "train.jsonl", data / "valid.jsonl", data / "dev.jsonl", project.base]
     made_from = inputs(settings, *used, *([parent / "adapters.safetensors"] if parent else []))
-    if not args.force and is_current(output, made_from):
-        print(f"up to date: {shown(output)}")
-        return
+    if is_current(output, made_from):
+        if not args.force:
+            print(f"up to date: {shown(output)}")
+            return
+        forget(output)  # so that a killed run goes on where it was, with --force as well
     run_ = Run(project, args.stage, data, output, parent)
-    if args.force:
-        shutil.rmtree(run_.work, ignore_errors=True)
     run_.prepare()
     resume(run_, made_from)
     plan = batches.epoch_batches(run_.rows, run_.settings.batch_size, 0, 0)

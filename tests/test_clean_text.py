@@ -262,6 +262,37 @@ def test_markdown():
     assert not any(word in "".join(lines) for word in ("picture", "comment", "not text", "http"))
 
 
+PROGRAM = """# Use
+
+Two commands.
+
+```sh
+# References
+grind --oats
+  ## indented
+```
+
+    # Bibliography
+
+| # | Wheel |
+|---|---|
+| 1 | Long Hester |
+
+\\# a number sign that is typed
+
+## Annex
+
+The annex stays in the text.
+"""
+
+
+def test_only_headings_of_markdown_are_headings():
+    found = reflow(clean(pages(markdown_text(PROGRAM)), True))
+    assert [title for _, title in found.sections] == ["Use", "Annex"]
+    for line in ("#References", "grind --oats", "##indented", "#Bibliography", "#| Wheel", "#a nu"):
+        assert f"\n{line}" in found.text
+
+
 @pytest.fixture
 def mill(tiny_project):
     """A document of four kinds of sources, and without facts.jsonl."""
@@ -304,6 +335,21 @@ def test_several_sources_the_same_bytes_again_and_no_facts(mill):
     trained = {r["source"] for r in mill.read_jsonl("data/mill/cpt/tiny/train.jsonl")}
     assert len(trained) == len(rows) - len(held_out) > 0 and not trained & set(held_out)
     assert f"{len(held_out)} held-out chunks" in out
+
+
+@pytest.mark.parametrize("room", [60, 20])
+def test_a_long_title_leaves_room_for_its_chunks(mill, tokenizer, room):
+    file = mill / "data/mill/document.yaml"
+    title = "The title of a document that takes a whole paragraph, " * 20
+    file.write_text(re.sub("title: .*", f'title: "{title}"', file.read_text(), count=1))
+    mill.ok(*CHUNK, "--document", "mill", "--set", "chunk_tokens=100")
+    sets = ("--set", "cpt_mix.replay=0", "--set", f"cpt.max_tokens={100 + 32 + room}")
+    mill.ok("10_stage1_cpt/prepare_cpt_data.py", *CHUNK[1:], "--document", "mill", *sets)
+    rows = mill.read_jsonl("data/mill/cpt/tiny/train.jsonl")
+    lengths = [len(tokenizer.encode(row["text"]).ids) + 1 for row in rows]
+    assert max(lengths) <= 100 + 32 + room
+    assert all(row["text"].startswith("The title of a") for row in rows)
+    assert all(len(row["text"].split("\n")[0]) < 150 for row in rows)
 
 
 def test_a_changed_source_is_chunked_again(mill):

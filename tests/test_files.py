@@ -140,6 +140,19 @@ def test_is_current_of_a_folder_sees_a_missing_file(tmp_path):
     assert not files.is_current(folder, {"a": 1}), "weights deleted"
 
 
+def test_hidden_files_make_no_folder_stale(tmp_path):
+    """Finder leaves .DS_Store behind, and ._NAME on disks that are not a Mac's own."""
+    folder = tmp_path / "model"
+    (folder / "part").mkdir(parents=True)
+    (folder / "model.safetensors").write_text("weights")
+    files.mark_current(folder, files.inputs({}, folder))
+    for name in (".DS_Store", "._model.safetensors", "part/.DS_Store"):
+        (folder / name).write_text("rubbish")
+    assert files.is_current(folder, files.inputs({}, folder))
+    (folder / "part/seen").write_text("x")
+    assert not files.is_current(folder, files.inputs({}, folder))
+
+
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [

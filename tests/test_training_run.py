@@ -177,23 +177,35 @@ def test_killed_run_resumes_exactly(trained, stage):
         assert steps == sorted(set(steps)), "no step is reported twice"
 
 
+DIES = (
+    "import os, signal\n"
+    "from injection import files, training\n"
+    "save = training.save_checkpoint\n"
+    "def save_and_die(run):\n"
+    "    save(run); os.kill(os.getpid(), signal.SIGKILL)\n"
+    "training.save_checkpoint = save_and_die\n"
+    "files.run(training.main)"
+)
+
+
 def test_interrupted_run_of_other_data_starts_again(trained):
-    code = (
-        "import os, signal\n"
-        "from injection import files, training\n"
-        "save = training.save_checkpoint\n"
-        "def save_and_die(run):\n"
-        "    save(run); os.kill(os.getpid(), signal.SIGKILL)\n"
-        "training.save_checkpoint = save_and_die\n"
-        "files.run(training.main)"
-    )
     command = trained.train("cpt", "--output", "killed")
-    assert trained.run("-c", code, *command[2:]).returncode == -signal.SIGKILL
+    assert trained.run("-c", DIES, *command[2:]).returncode == -signal.SIGKILL
     assert (trained / "killed.partial/checkpoint.safetensors").exists()
     rows = trained.read_jsonl("data/paper/cpt/tiny/train.jsonl")
     trained.write_jsonl("data/paper/cpt/tiny/train.jsonl", rows[1:])
     out = trained.ok(*command)
     assert "resumes" not in out and "wrote killed" in out
+
+
+@pytest.mark.parametrize("again", [(), ("--force",)])
+def test_interrupted_run_with_force_goes_on(trained, again):
+    command = trained.train("cpt", "--force")
+    assert trained.run("-c", DIES, *command[2:]).returncode == -signal.SIGKILL
+    assert "resumes at step" in trained.ok(*trained.train("cpt", *again))
+    assert "up to date" in trained.ok(*trained.train("cpt"))
+    out = trained.ok(*command)
+    assert "resumes" not in out and f"wrote {CPT}" in out
 
 
 def test_nan_stops_and_keeps_the_best(trained):
