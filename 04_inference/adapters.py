@@ -5,7 +5,8 @@ Command: none of its own; the views and the tests use it
 """
 
 import functools
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -19,15 +20,20 @@ BASE_NAME = "Base model (no adapter)"
 
 @dataclass(frozen=True)
 class Base:
-    """A profile; `problem` says why it cannot be used, empty when it can."""
+    """A profile; `problem` says why it cannot be used, empty when it can.
+
+    Titles differ: Streamlit takes options of a picker that look the same for one.
+    """
 
     name: str
     project: Project | None
     problem: str
+    namesake: bool = False
 
     @property
     def title(self) -> str:
-        return self.project.profile.title if self.project else self.name
+        title = self.project.profile.title if self.project else self.name
+        return f"{title} ({self.name})" if self.namesake else title
 
 
 def bases() -> list[Base]:
@@ -42,7 +48,8 @@ def bases() -> list[Base]:
         made = (project.base / "config.json").exists()
         command = f"python 03_quantization/quantize.py --profile {file.stem}"
         found.append(Base(file.stem, project, "" if made else f"not made yet, run {command}"))
-    return found
+    times = Counter(base.title for base in found)
+    return [replace(base, namesake=times[base.title] > 1) for base in found]
 
 
 def documents() -> list[str]:
@@ -86,9 +93,12 @@ class Manifest(BaseModel):
 
 @dataclass(frozen=True)
 class Adapter:
+    """An adapter's folder. Labels differ, as the titles of the bases do."""
+
     path: Path
     manifest: Manifest | None
     problem: str
+    namesake: bool = False
 
     @property
     def label(self) -> str:
@@ -97,7 +107,8 @@ class Adapter:
             return self.path.name
         name = f"{STAGE_NAMES.get(m.stage, m.stage)}, {m.document}"
         usual = f"adapters_{m.profile}_{m.document}_{m.stage}"
-        return name if self.path.name == usual else f"{name} ({self.path.name})"
+        plain = self.path.name == usual and not self.namesake
+        return name if plain else f"{name} ({self.path.name})"
 
     @property
     def detail(self) -> str:
@@ -110,6 +121,8 @@ def adapters(base: Path) -> list[Adapter]:
     """Every adapter folder, the furthest stage and newest first, with what speaks against it."""
     folders = sorted(f for f in ROOT.glob("adapters_*") if f.is_dir())
     found = [_adapter(folder, base) for folder in folders]
+    times = Counter(adapter.label for adapter in found)
+    found = [replace(adapter, namesake=times[adapter.label] > 1) for adapter in found]
     order = {a.path: (a.manifest.stage, a.manifest.created) for a in found if a.manifest}
     return sorted(found, key=lambda a: order.get(a.path, ("", "")), reverse=True)
 

@@ -3,7 +3,8 @@
 Writes:  logs/chats.jsonl  {"id", "time", "view", "model", "adapter", "label", "system", "question",
          "answer", "state", "error", "by_adapter", "temperature", "top_p", "seed", "max_tokens",
          "tokens_in", "tokens_out", "tokens_per_second", "first_token", "peak_gb", "finish"} for
-         every answer, and {"id", "time", "vote"} for every thumb and every vote of a comparison
+         every answer that the worker began (not one cancelled in the queue), and {"id", "time",
+         "vote"} for every thumb and every vote of a comparison
 Command: none of its own; the worker and the views use it
 """
 
@@ -33,14 +34,13 @@ def append(row: dict) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            os.write(handle, f"{line}\n".encode())
+        finally:
+            os.close(handle)
     except OSError as error:
         # An answer must not be lost because there is no room for its log.
         logging.getLogger(__name__).warning("chat log: %s", error)
-        return
-    try:
-        os.write(handle, f"{line}\n".encode())
-    finally:
-        os.close(handle)
 
 
 def record(answer: Answer) -> None:

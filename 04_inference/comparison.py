@@ -14,7 +14,6 @@ from text import escape
 
 from injection import golden, grading
 from injection.profiles import Project
-from injection.prompts import without_thoughts
 
 
 @dataclass(frozen=True)
@@ -27,9 +26,10 @@ class Column:
 
 @dataclass
 class Comparison:
-    """answers[row][column]; order is how the columns stand in blind mode; votes[row] is a column.
+    """answers[row][column]; order is how the columns stand on the page; votes[row] is a column.
 
-    Rows have the schema of eval.jsonl, and "expected", a sentence for people.
+    Rows have the schema of eval.jsonl, "expected", a sentence for people, and "refusal", how the
+    document says "I don't know".
     """
 
     columns: list[Column]
@@ -53,17 +53,24 @@ class Comparison:
                 if not answer.finished:
                     answer.cancel()
 
-    def hidden(self, row: int) -> bool:
-        """Whether the names of this row's columns are still a secret."""
-        return self.blind and row not in self.votes
+    @property
+    def hidden(self) -> bool:
+        """Whether the names of the columns, the same in every row, are still a secret."""
+        return self.blind and len(self.votes) < len(self.rows)
 
-    def name(self, row: int, column: int) -> str:
-        if self.hidden(row):
+    def reveal(self) -> None:
+        self.blind = False
+
+    def name(self, column: int) -> str:
+        if self.hidden:
             return "ABCDEFGH"[self.order.index(column)]
         return self.columns[column].label
 
-    def shown_order(self, row: int) -> list[int]:
-        return self.order if self.blind else list(range(len(self.columns)))
+    def vote(self, row: int) -> str:
+        """What was voted for, as the page calls it; empty before the vote."""
+        if row not in self.votes:
+            return ""
+        return "a tie" if self.votes[row] is None else self.name(self.votes[row])
 
 
 def start(
@@ -74,14 +81,16 @@ def start(
     A set waits behind whatever else is asked; a single question does not.
     """
     request = replace(request.seeded(), view="compare")
-    answers: list[list[Answer]] = [[] for _ in rows]
-    for column in columns:
-        for row, found in zip(rows, answers, strict=True):
-            asked = replace(
-                request, question=row["question"], adapter=column.adapter, label=column.label
-            )
-            found.append(engine.submit(asked, later=len(rows) > 1))
     order = random.sample(range(len(columns)), len(columns)) if blind else list(range(len(columns)))
+    by_column: dict[int, list[Answer]] = {}
+    # In the order shown: that the base model always answers first would tell which one it is.
+    for i in order:
+        asked = replace(request, adapter=columns[i].adapter, label=columns[i].label)
+        by_column[i] = [
+            engine.submit(replace(asked, question=row["question"]), later=len(rows) > 1)
+            for row in rows
+        ]
+    answers = [[by_column[i][row] for i in range(len(columns))] for row in range(len(rows))]
     return Comparison(columns, rows, answers, order, blind)
 
 
@@ -90,7 +99,7 @@ def verdict(row: dict, answer: Answer) -> tuple[bool, str] | None:
     known = row.get("must_include") or row.get("must_not_include") or row.get("expect") == "refusal"
     if answer.state != "done" or not known:
         return None
-    return grading.grade(row, without_thoughts(answer.text))
+    return grading.grade(row, answer.text, row["refusal"])
 
 
 def passed(comparison: Comparison, column: int) -> tuple[int, int]:
@@ -112,7 +121,7 @@ def held_out(project: Project, kinds: list[str], number: int, seed: int = 0) -> 
 def key_questions(project: Project) -> list[dict]:
     return [
         {"id": key.column, "kind": "key", **key.model_dump(exclude={"column"})}
-        | {"expected": _any_of(key.must_include)}
+        | {"expected": _any_of(key.must_include), "refusal": project.document.refusal}
         for key in project.document.key_questions
     ]
 
@@ -122,18 +131,20 @@ def typed(project: Project, lines: list[str]) -> list[dict]:
     known = {grading.normalise(row["question"]): row for row in _from_facts(project)}
     rubrics = [*known_questions(project), *key_questions(project)]
     known |= {grading.normalise(row["question"]): row for row in rubrics}
+    plain = {"kind": "", "refusal": project.document.refusal}
     return [
-        {"id": str(i), "kind": "", **known.get(grading.normalise(line), {}), "question": line}
+        {"id": str(i), **plain, **known.get(grading.normalise(line), {}), "question": line}
         for i, line in enumerate(lines, 1)
     ]
 
 
 def known_questions(project: Project) -> list[dict]:
-    """Every held-out question and general probe there is, with "expected"."""
+    """Every held-out question and general probe there is, with "expected" and "refusal"."""
     files = [project.questions, project.general / "probes.jsonl"]
     rows = [row for file in files if file.exists() for row in grading.read_questions(file)]
     sentences = {f.id: f.statements[0] for f in _facts(project)}
     for row in rows:
+        row["refusal"] = project.document.refusal
         if row["expect"] == "refusal":
             row["expected"] = project.document.refusal
         elif row["kind"] == "spillover":
@@ -144,7 +155,8 @@ def known_questions(project: Project) -> list[dict]:
 
 
 def _facts(project: Project) -> list[golden.Fact]:
-    return golden.read_facts(project) if project.facts.exists() else []
+    # A new document has none before its drafts are reviewed, and can be asked about all the same.
+    return golden.read_facts(project, may_be_empty=True)
 
 
 def _from_facts(project: Project) -> list[dict]:

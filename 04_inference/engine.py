@@ -159,7 +159,8 @@ def load(base: Path, chat: Chat):
 class Engine:
     """First come, first served. One base in memory; adapters are swapped on it.
 
-    `finished` is called on the worker with every answer that ends.
+    `finished` is called on the worker with every answer that it began, when it ends. One that is
+    cancelled in the queue never gets there.
     """
 
     def __init__(self, load=load, finished: Callable[[Answer], None] = lambda answer: None):

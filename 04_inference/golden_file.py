@@ -9,16 +9,17 @@ Schema of both: injection/golden.py. Keys that the table does not show stay as t
 
 import copy
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from pydantic import ValidationError
+from pydantic import StrictInt, ValidationError
 
 from injection import golden, grading
 from injection.files import (
     InputError,
     read_jsonl,
+    read_text,
     sha256,
     shown,
     write_bytes,
@@ -33,6 +34,15 @@ SEPARATOR = " | "
 NAMES = {"statements": "sentence", "questions": "question"}
 
 
+class Row(Fact):
+    """A fact that somebody is writing: what is there has the right type, but any of it may lack."""
+
+    page: StrictInt | None = None
+    answer: str = ""
+    statements: list[str] = []
+    questions: list[str] = []
+
+
 @dataclass
 class GoldenFile:
     """A file as it was when it was read."""
@@ -41,18 +51,30 @@ class GoldenFile:
     rows: list[dict]
     sha256: str
 
+    @property
+    def generated(self) -> bool:
+        """Whether its rows were drafted and have a status. An empty file must say so as well."""
+        return self.path.name == "generated.jsonl"
+
 
 @dataclass
 class Editing:
-    """A file that somebody is editing. `base` is what the table on the page began with, `lists`
-    what was changed in the text areas beside it, `rows` what a save would write. Every table that
-    begins anew has another `version`."""
+    """A file that somebody is editing.
+
+    `base` is what the table on the page began with, `in_table` what it says now. `lists` is what
+    was typed in the text areas beside it, each with the first line that the table had then, and
+    `rows` what a save would write. Every table that begins anew has another `version`: the page
+    would give one of the same name its old edits again.
+    """
 
     golden: GoldenFile
     base: list[dict]
-    rows: list[dict]
-    lists: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     version: int = 0
+    saved: bool = False
+
+    def __post_init__(self):
+        self.rows = self.in_table = self.base
+        self.lists: dict[str, dict[str, tuple[list[str], list[str]]]] = {}
 
     @property
     def outdated(self) -> bool:
@@ -62,20 +84,33 @@ class Editing:
 
     def update(self, edited: pd.DataFrame) -> None:
         """Take over the table as the user left it."""
-        before = {row["id"]: row for row in self.base}
-        self.rows = []
-        for row in merged(self.base, edited):
-            for name, lines in self.lists.get(row["id"], {}).items():
-                first = row[name][:1]
-                # The table shows the first line, so it may have been changed there as well.
-                in_table = first != before.get(row["id"], {}).get(name, first)[:1]
-                row = {**row, name: first + lines[1:] if in_table else lines}
-            self.rows.append(row)
+        self.in_table = merged(self.base, edited)
+        self.rows = [self._with_lists(row) for row in self.in_table]
+
+    def _with_lists(self, row: dict) -> dict:
+        for name, (seen, lines) in self.lists.get(row["id"], {}).items():
+            first = row.get(name, [])[:1]
+            # The table shows the first line: where it was changed there since, that counts.
+            row = {**row, name: lines if first == seen else first + lines[1:]}
+        return row
+
+    def first_line(self, fact: str, name: str) -> list[str]:
+        """The first line of a list as the table has it."""
+        return next((r.get(name, [])[:1] for r in self.in_table if r["id"] == fact), [])
+
+    def set_list(self, fact: str, name: str, lines: list[str]) -> None:
+        """Take over a text area as the user left it."""
+        self.lists.setdefault(fact, {})[name] = (self.first_line(fact, name), lines)
+
+    def begin_table(self) -> None:
+        """A new table begins with all that was changed so far."""
+        self.base = self.in_table = self.rows
+        self.lists, self.version = {}, self.version + 1
 
     def decide(self, fact: str, status: str) -> None:
-        """Accept or reject a generated fact; a new table begins with it."""
+        """Accept or reject a generated fact."""
         self.rows = [{**r, "status": status} if r["id"] == fact else r for r in self.rows]
-        self.base, self.version = self.rows, self.version + 1
+        self.begin_table()
 
     def next_draft(self, fact: str) -> str:
         """The first draft behind a fact, or else the first one, or else the fact itself."""
@@ -85,14 +120,29 @@ class Editing:
         return next(iter(drafts), fact)
 
 
-def edit(path: Path) -> Editing:
+def edit(path: Path, version: int = 0) -> Editing:
     golden = read(path)
-    return Editing(golden, golden.rows, golden.rows)
+    return Editing(golden, golden.rows, version)
 
 
 def read(path: Path) -> GoldenFile:
+    """The file, its rows checked as far as the table needs it. Raises InputError."""
     digest = _digest(path)
-    return GoldenFile(path, read_jsonl(path, keys=("id",)), digest)
+    rows = read_jsonl(path, keys=("id",))
+    numbers = [n for n, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    seen = set()
+    for number, row in zip(numbers, rows, strict=True):
+        try:
+            Row.model_validate(row)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise InputError(f"{shown(path)} line {number}: {where}: {first['msg']}") from None
+        # The table tells its rows apart by the id.
+        if row["id"] in seen:
+            raise InputError(f"{shown(path)} line {number}: the id {row['id']} occurs twice")
+        seen.add(row["id"])
+    return GoldenFile(path, rows, digest)
 
 
 def _digest(path: Path) -> str:
@@ -104,7 +154,7 @@ def save(golden: GoldenFile, rows: list[dict]) -> GoldenFile:
 
     Raises InputError when a row is no valid fact or somebody else changed the file meanwhile.
     """
-    check(rows)
+    check(rows, golden.generated)
     path = golden.path
     if _digest(path) != golden.sha256:
         raise InputError(f"{shown(path)} was changed by somebody else meanwhile: read it again")
@@ -114,7 +164,7 @@ def save(golden: GoldenFile, rows: list[dict]) -> GoldenFile:
     return read(path)
 
 
-def check(rows: list[dict]) -> None:
+def check(rows: list[dict], generated: bool) -> None:
     """InputError for the first row that is incomplete or has another row's id."""
     seen = set()
     for row in rows:
@@ -122,7 +172,7 @@ def check(rows: list[dict]) -> None:
             raise InputError(f"{row['id']} occurs twice: give one of them another id")
         seen.add(row["id"])
         try:
-            (GeneratedFact if "status" in row else Fact).model_validate(row)
+            (GeneratedFact if generated else Fact).model_validate(row)
         except ValidationError as error:
             wrong = str(error.errors()[0]["loc"][0])
             name = NAMES.get(wrong, wrong)
@@ -132,14 +182,17 @@ def check(rows: list[dict]) -> None:
 def doubt(row: dict) -> str:
     """What a person should look at twice before accepting a generated fact; empty for nothing."""
     try:
-        check([row])
+        check([row], generated=True)
     except InputError as error:
         return str(error)
     return golden.doubt(GeneratedFact.model_validate(row))
 
 
-def table(rows: list[dict]) -> pd.DataFrame:
-    """One line a fact: the first of its questions and statements, and how many wordings it has."""
+def table(rows: list[dict], generated: bool = False) -> pd.DataFrame:
+    """One line a fact: the first of its questions and statements, and how many wordings it has.
+
+    Of generated ones the status too.
+    """
     lines = []
     for row in rows:
         questions, statements = row.get("questions") or [""], row.get("statements") or [""]
@@ -152,9 +205,8 @@ def table(rows: list[dict]) -> pd.DataFrame:
             "aliases": SEPARATOR.join(row.get("aliases", [])),
             "wordings": len(questions),
         }
-        lines.append(({"status": row["status"]} if "status" in row else {}) | line)
-    names = (["status"] if any("status" in r for r in rows) else []) + list(COLUMNS)
-    frame = pd.DataFrame(lines, columns=names)
+        lines.append({"status": row.get("status"), **line})
+    frame = pd.DataFrame(lines, columns=["status", *COLUMNS] if generated else list(COLUMNS))
     frame["page"] = frame["page"].astype("Int64")
     return frame
 
@@ -169,13 +221,13 @@ def merged(rows: list[dict], edited: pd.DataFrame) -> list[dict]:
         if row is None:
             row = {"id": next_id([*rows, *result]), "page": None, "answer": "", "aliases": []}
             row |= {"must_not": [], "statements": [], "questions": [], "reverse": []}
-            row |= {"status": "draft"} if "status" in line else {}
         result.append(_with_line(row, line))
     return result
 
 
 def _with_line(row: dict, line: dict) -> dict:
-    before = table([row]).astype(object).where(lambda f: f.notna(), None).to_dict("records")[0]
+    frame = table([row], "status" in line).astype(object)
+    before = frame.where(frame.notna(), None).to_dict("records")[0]
     row = copy.deepcopy(row)
     for name, value in line.items():
         value = value or "" if name in ("question", "answer", "sentence", "aliases") else value
@@ -237,7 +289,7 @@ def add_question(
     rows = copy.deepcopy(golden.rows)
     if fact_id:
         row = next(r for r in rows if r["id"] == fact_id)
-        row["questions"] = list(dict.fromkeys([*row["questions"], question]))
+        row["questions"] = list(dict.fromkeys([*row.get("questions", []), question]))
     else:
         fact = {"id": next_id(rows), "page": None, "answer": answer.strip(), "aliases": []}
         fact |= {"must_not": [], "statements": lines_of(sentence), "questions": [question]}

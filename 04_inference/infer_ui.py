@@ -12,6 +12,7 @@ for folder in (str(HERE), str(HERE.parent)):
     if folder not in sys.path:
         sys.path.insert(0, folder)  # run without installing
 import streamlit as st
+from tabs import this_tab
 
 import injection  # noqa: F401  loads the fast BLAS before mlx
 
@@ -43,4 +44,6 @@ layout = "centered" if page.title == "Chat" else "wide"
 st.set_page_config(page_title="document-injection", page_icon=ICON, layout=layout)
 st.logo(LOGO)
 st.html(STYLE)
+# A link to another view drops ?tab= from the address. A reload needs it, in every view.
+this_tab()
 page.run()

@@ -15,7 +15,6 @@ from injection.files import InputError
 from injection.profiles import EMBEDDED_DEFAULT, Project, default_profile
 
 PRESETS = {"Facts": (0.0, 1.0), "Balanced": (0.7, 0.9), "Creative": (1.0, 0.95)}
-STAGE_FOLDERS = (("10_stage1_cpt", "cpt"), ("20_stage2_sft", "sft"))
 # Settings stay when the user looks at another view and comes back.
 KEPT = {"persist_state": "session"}
 
@@ -129,7 +128,8 @@ def _pick_adapter(base: Base) -> Adapter | None:
         st.caption(escape(adapter.detail))
     if not usable:
         st.caption("No adapter for this model yet. Train one:")
-        st.code(training_commands(base.name), language=None, wrap_lines=True)
+        command = run_command(base.name, base.project.document_name)
+        st.code(command, language=None, wrap_lines=True)
     return adapter
 
 
@@ -139,10 +139,9 @@ def _adapter_name(adapter: Adapter | None) -> str:
     return f"{adapter.label} (not usable)" if adapter.problem else adapter.label
 
 
-def training_commands(profile: str, document: str = "paper") -> str:
-    """The shell lines that train both stages."""
-    scripts = [f"{d}/train_{profile}_{document}_{s}.sh" for d, s in STAGE_FOLDERS]
-    return "\n".join(f"bash {script}" for script in scripts)
+def run_command(profile: str, document: str) -> str:
+    """The shell line that makes the rows and trains both stages."""
+    return f"./run.sh --profile {profile} --document {document}"
 
 
 def _pick_style() -> None:

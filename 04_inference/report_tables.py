@@ -129,7 +129,8 @@ def ablations() -> dict[str, pd.DataFrame]:
         if file.exists():
             measured = read_json(file)
             runs = measured.get("runs", {}).values()
-            title = f"{shown(file)} · first {measured.get('facts')} facts · behind the gate"
+            rows = f"first {measured.get('facts')} facts"
+            title = f"{shown(file)} · {rows} · behind the gate where there is one"
             found[title] = pd.DataFrame([_ablation(run) for run in runs])
     return found
 

@@ -1,22 +1,19 @@
 """Training runs, finished or going on, from the files that injection/training.py writes.
 
-Reads:   adapters_*/metrics.jsonl and manifest.json; adapters_*.partial/metrics.jsonl of a run that
-         goes on
+Reads:   adapters_*/metrics.jsonl and manifest.json; of a run that goes on
+         adapters_*.partial/metrics.jsonl and process
 Command: none of its own; views/training.py uses it
 """
 
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
+from injection.checkpoints import owner
 from injection.files import ROOT, InputError, read_json
 
-# A run reports every ten steps and after a validation. Silence of this length, and three times what
-# ten steps took, means that it was stopped.
-SILENT_SECONDS = 300
 PARTIAL = ".partial"
 # (column of the table below, title)
 SERIES = (
@@ -30,30 +27,20 @@ SERIES = (
 
 @dataclass(frozen=True)
 class Run:
-    """rows: lines of metrics.jsonl; manifest: empty while the run goes on."""
+    """rows: lines of metrics.jsonl; manifest: empty while the run goes on; live: it does now."""
 
     folder: Path
     rows: list[dict]
     manifest: dict
-    silent: float
+    live: bool
 
     @property
     def name(self) -> str:
         return self.folder.name.removeprefix("adapters_")
 
     @property
-    def stage(self) -> str:
-        return self.folder.name.removesuffix(PARTIAL).rsplit("_", 1)[-1]
-
-    @property
     def unfinished(self) -> bool:
         return self.folder.name.endswith(PARTIAL)
-
-    @property
-    def live(self) -> bool:
-        timed = [row["seconds"] for row in self.rows[-4:] if "seconds" in row]
-        gap = timed[-1] - timed[-2] if len(timed) > 1 else 0
-        return self.unfinished and self.silent < SILENT_SECONDS + 3 * gap
 
     @property
     def validations(self) -> list[dict]:
@@ -100,13 +87,11 @@ def state() -> list[tuple]:
 
 
 def _run(folder: Path) -> Run:
-    metrics = folder / "metrics.jsonl"
-    newest = metrics if metrics.exists() else folder
     return Run(
         folder=folder,
-        rows=_rows(metrics),
+        rows=_rows(folder / "metrics.jsonl"),
         manifest=_manifest(folder / "manifest.json"),
-        silent=time.time() - newest.stat().st_mtime,
+        live=owner(folder) is not None,
     )
 
 

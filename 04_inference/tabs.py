@@ -4,6 +4,7 @@ Command: none of its own; the views use it
 """
 
 import atexit
+import copy
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ import streamlit as st
 from comparison import Comparison
 from engine import Answer, Engine
 from golden_file import Editing
+from streamlit import runtime
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
 KEPT_TABS = 100
 
@@ -26,9 +29,12 @@ class Turn:
 
 @dataclass
 class Tab:
+    """`session` is the page that shows it, or showed it last."""
+
     turns: list[Turn] = field(default_factory=list)
     comparison: Comparison | None = None
     editing: dict[Path, Editing] = field(default_factory=dict)
+    session: str = ""
 
 
 @st.cache_resource
@@ -45,14 +51,35 @@ def engine() -> Engine:
 
 
 def this_tab() -> Tab:
-    known = st.query_params.get("tab") or st.session_state.get("tab")
-    key = known or secrets.token_urlsafe(9)
-    st.session_state.tab = key
+    """What this page shows. Only when it opens does the address count: Back may show an old one."""
+    tabs = shared()[1]
+    if "tab" not in st.session_state:
+        st.session_state.tab = _key(tabs, st.query_params.get("tab"))
+    key = st.session_state.tab
     if st.query_params.get("tab") != key:
         st.query_params["tab"] = key
-    tabs = shared()[1]
     tab = tabs.setdefault(key, Tab())
+    tab.session = session_id()
     tabs.move_to_end(key)
     while len(tabs) > KEPT_TABS:
         tabs.popitem(last=False)
     return tab
+
+
+def _key(tabs: OrderedDict[str, Tab], known: str | None) -> str:
+    """The key in the address, or a new one; a new one with a copy for a duplicated browser tab,
+    which would write into the one that it came from."""
+    tab, fresh = tabs.get(known), secrets.token_urlsafe(9)
+    if tab is None or not _shown_elsewhere(tab):
+        return known or fresh
+    tabs[fresh] = Tab(list(tab.turns), tab.comparison, copy.deepcopy(tab.editing))
+    return fresh
+
+
+def _shown_elsewhere(tab: Tab) -> bool:
+    other = tab.session not in ("", session_id())
+    return other and runtime.get_instance().is_active_session(tab.session)
+
+
+def session_id() -> str:
+    return get_script_run_ctx().session_id

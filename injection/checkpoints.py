@@ -5,8 +5,10 @@ Command: none of its own; training.py uses it
 
 import json
 import math
+import os
 import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -14,7 +16,15 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from injection import tensors
-from injection.files import read_json, write_bytes, write_json
+from injection.files import (
+    InputError,
+    is_running,
+    read_json,
+    shown,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from injection.training import Run
@@ -34,6 +44,21 @@ class State:
     history: list[dict] = field(default_factory=list)
 
 
+def owner(work: Path) -> int | None:
+    """The process that trains in this folder now."""
+    note = work / "process"
+    process = note.read_text() if note.exists() else ""
+    return int(process) if process.isdecimal() and is_running(int(process)) else None
+
+
+def claim(work: Path) -> None:
+    """Note that this process trains in this folder. InputError while another one does."""
+    if owner(work) not in (None, os.getpid()):
+        raise InputError(f"process {owner(work)} is training {shown(work)}: wait for it or stop it")
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(work / "process", str(os.getpid()))
+
+
 def save_checkpoint(run_: "Run") -> None:
     """Everything a resumed run needs, in one file that is replaced in one step."""
     arrays = {f"model.{k}": v for k, v in tree_flatten(run_.model.trainable_parameters())}
@@ -48,7 +73,7 @@ def resume(run_: "Run", made_from: dict) -> None:
     origin, checkpoint = run_.work / "made_from.json", run_.work / "checkpoint.safetensors"
     if not (checkpoint.exists() and origin.exists() and read_json(origin) == made_from):
         shutil.rmtree(run_.work, ignore_errors=True)
-        run_.work.mkdir(parents=True)
+        claim(run_.work)
         write_json(origin, made_from)
         return
     arrays, metadata = mx.load(str(checkpoint), return_metadata=True)

@@ -26,7 +26,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from injection import batches, generation, grading, losses, models, prompts, tensors
-from injection.checkpoints import State, resume, save_checkpoint
+from injection.checkpoints import State, claim, resume, save_checkpoint
 from injection.files import (
     ROOT,
     InputError,
@@ -386,12 +386,12 @@ def main() -> None:
     require(project.base / "config.json", "run 03_quantization/quantize.py first")
     used = [data / "train.jsonl", data / "valid.jsonl", data / "dev.jsonl", project.base]
     made_from = inputs(settings, *used, *([parent / "adapters.safetensors"] if parent else []))
-    if is_current(output, made_from):
-        if not args.force:
-            print(f"up to date: {shown(output)}")
-            return
-        forget(output)  # so that a killed run goes on where it was, with --force as well
+    if not args.force and is_current(output, made_from):
+        print(f"up to date: {shown(output)}")
+        return
     run_ = Run(project, args.stage, data, output, parent)
+    claim(run_.work)
+    forget(output)  # so that a killed run goes on where it was, with --force as well
     run_.prepare()
     resume(run_, made_from)
     plan = batches.epoch_batches(run_.rows, run_.settings.batch_size, 0, 0)

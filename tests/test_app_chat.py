@@ -67,9 +67,27 @@ def test_adapters_are_listed_with_score_or_reason(app_root_with_model):
         assert app.chat_input[0].disabled and not app.exception
 
 
+def test_two_of_the_same_title_can_be_told_apart(app_root_with_model):
+    """A picker of Streamlit takes options that look the same for one."""
+    root = app_root_with_model
+    profile = (root / "models/smollm2_135m.yaml").read_text()
+    (root / "models/copied.yaml").write_text(profile)
+    make_adapter(root / SFT)
+    make_adapter(root / "adapters_copied_paper_sft", profile="copied")
+    app = open_view()
+    title = bases()[-1].project.profile.title
+    assert app.selectbox(key="base").options == [f"{title} (copied)", f"{title} (smollm2_135m)"]
+    assert app.selectbox(key="base").value == "smollm2_135m"
+    name = "Stage 2 (SFT), paper"
+    labels = {f"{name} (adapters_copied_paper_sft)", f"{name} ({SFT})"}
+    assert set(app.selectbox(key="adapter_smollm2_135m").options[1:]) == labels
+    stages = open_view("compare").multiselect(key="columns_smollm2_135m_paper")
+    assert set(stages.options[1:]) == labels
+
+
 def test_a_conversation(app_root_with_model):
     app = open_view()
-    assert "train_smollm2_135m_paper_cpt.sh" in texts(app)
+    assert "./run.sh --profile smollm2_135m --document paper" in texts(app)
     app.slider(key="max_tokens_smollm2_135m").set_value(8)
     app.toggle(key="multi_turn").set_value(True).run()
     ask(app, "What is the capital of France?")
@@ -128,6 +146,10 @@ def test_thumbs_and_golden_data(app_root_with_model):
     assert len(read_jsonl(file)) == count + 1
     button(app, "Cancel").click().run()
     assert not any(a.label == "Question" for a in app.text_area)
+    file.write_text(file.read_text() + '{"id": "X1"}\n')
+    button(app, "Add to golden data").click().run()
+    belongs = next(s for s in app.selectbox if s.label == "Belongs to")
+    assert belongs.options[-1] == "X1" and not app.exception, "begun by hand, no statement yet"
 
 
 def test_presets_and_sliders_follow_each_other(app_root_with_model):

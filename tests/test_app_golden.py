@@ -3,8 +3,10 @@
 import json
 
 import pytest
-from app_support import button, open_view, texts
-from golden_file import Editing, edit, leaks, merged, new_questions, read, save, table
+import tabs
+from app_support import APP, button, open_view, texts
+from golden_file import Editing, check, edit, leaks, merged, new_questions, read, save, table
+from streamlit.testing.v1 import AppTest
 from support import write_jsonl
 
 from injection.files import InputError, read_jsonl
@@ -35,6 +37,17 @@ def key_of(app) -> str:
     return app.data_editor[0].key
 
 
+def area_of(app):
+    return next(a for a in app.text_area if a.label.startswith("Questions"))
+
+
+def opened_at(key: str) -> AppTest:
+    """A page of its own at the address of a tab, as after a reload."""
+    app = AppTest.from_file(APP, default_timeout=300)
+    app.query_params["tab"] = key
+    return app.run().switch_page("views/golden.py").run()
+
+
 def test_an_edit_and_a_new_fact_land_in_the_file(facts):
     before = facts.read_bytes()
     app = open_view("golden")
@@ -61,8 +74,7 @@ def test_an_edit_and_a_new_fact_land_in_the_file(facts):
 
 def test_wordings_are_edited_beside_the_table(facts):
     app = open_view("golden")
-    area = next(a for a in app.text_area if a.label.startswith("Questions"))
-    area.set_value("What is thing number 1?\n\n What else? \nWhat else?").run()
+    area_of(app).set_value("What is thing number 1?\n\n What else? \nWhat else?").run()
     app.switch_page("views/report.py").run()
     app.switch_page("views/golden.py").run()
     assert "1 changed" in texts(app), "unsaved changes outlive a look at another view"
@@ -78,6 +90,80 @@ def test_a_leak_is_warned_of(facts, app_root):
     assert "Too close to held-out questions" in texts(app) and held_out in texts(app)
     button(app, "Undo all").click().run()
     assert "Too close" not in texts(app) and button(app, "Save").disabled
+
+
+def test_undone_edits_do_not_come_back(facts):
+    app = open_view("golden")
+    area_of(app).set_value("Typed?").run()
+    edits, key = {"edited_rows": {0: {"answer": "typed"}}}, key_of(app)
+    app.session_state[key] = edits
+    app.run()
+    assert "Unsaved: 1 changed" in texts(app)
+    button(app, "Undo all").click().run()
+    # A browser sends what was typed in a table as long as one of the same key is on the page.
+    app.session_state[key] = edits
+    app.run()
+    assert "No unsaved changes" in texts(app) and key_of(app) != key
+    assert area_of(app).value == "\n".join(fact(1)["questions"])
+
+
+def test_a_table_edit_after_one_of_the_wordings_counts(facts):
+    app = open_view("golden")
+    area_of(app).set_value("First?\nSecond?").run()
+    app.switch_page("views/report.py").run()
+    app.switch_page("views/golden.py").run()
+    app.session_state[key_of(app)] = {"edited_rows": {0: {"question": "Changed?"}}}
+    app.run()
+    assert area_of(app).value == "Changed?\nSecond?"
+    button(app, "Save").click().run()
+    assert read_jsonl(facts)[0]["questions"] == ["Changed?", "Second?"]
+
+
+def test_the_next_step_is_that_of_the_saved_file(facts, app_root):
+    other = app_root / "data/other"
+    other.mkdir()
+    (other / "document.yaml").write_text((app_root / "data/paper/document.yaml").read_text())
+    write_jsonl(other / "facts.jsonl", [fact(1)])
+    app = open_view("golden")
+    app.session_state[key_of(app)] = {"edited_rows": {0: {"answer": "better"}}}
+    app.run()
+    button(app, "Save").click().run()
+    assert "Saved" in texts(app) and "--document paper" in texts(app)
+    app.selectbox(key="golden_document").set_value("other").run()
+    assert "Saved" not in texts(app) and "./run.sh" not in texts(app)
+    app.selectbox(key="golden_document").set_value("paper").run()
+    app.session_state[key_of(app)] = {"edited_rows": {0: {"answer": "best"}}}
+    app.run()
+    assert "Unsaved" in texts(app) and "Saved" not in texts(app)
+
+
+def test_a_reload_of_another_view_keeps_unsaved_edits(facts):
+    app = open_view("golden")
+    app.session_state[key_of(app)] = {"edited_rows": {0: {"answer": "typed"}}}
+    app.run()
+    key = app.query_params["tab"]
+    for view in ("report", "training"):
+        app.switch_page(f"views/{view}.py")
+        app.query_params.clear()
+        app.run()
+        assert app.query_params.get("tab") == key, "a link to a view has no ?tab="
+    assert "Unsaved: 1 changed" in texts(opened_at(key))
+
+
+def test_a_duplicated_browser_tab_edits_a_copy(facts, monkeypatch):
+    app = open_view("golden")
+    app.session_state[key_of(app)] = {"edited_rows": {0: {"answer": "typed here"}}}
+    app.run()
+    key = app.query_params["tab"]
+    monkeypatch.setattr(tabs, "session_id", lambda: "the other one")
+    other = opened_at(key)
+    assert other.query_params["tab"] != key
+    assert list(other.data_editor[0].value["answer"]) == ["typed here", "answer 2"]
+    other.session_state[key_of(other)] = {"edited_rows": {1: {"answer": "typed there"}}}
+    other.run()
+    monkeypatch.undo()
+    editing = tabs.shared()[1][key].editing[facts]
+    assert [row["answer"] for row in editing.rows] == ["typed here", "answer 2"]
 
 
 def test_an_incomplete_fact_is_refused_in_one_line(facts):
@@ -180,6 +266,48 @@ def test_broken_generated_facts_are_one_line(generated):
     assert "generated.jsonl line 1: subject" in texts(app) and not app.exception
 
 
+def test_an_empty_file_of_generated_facts_takes_no_plain_ones(generated):
+    generated.write_text("")
+    app = open_generated()
+    assert "status" in app.data_editor[0].value.columns and not app.exception
+    with pytest.raises(InputError, match="subject is missing"):
+        save(read(generated), [fact(1)])
+    check([fact(1, status="draft")], generated=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"aliases": None}, "aliases"),
+        ({"page": "ii"}, "page"),
+        ({"page": 3.5}, "page"),
+        ({"reverse": ["q"]}, "reverse.0"),
+        ({"statements": "one"}, "statements"),
+        ({"id": 3}, "id"),
+        ({"id": "F001"}, "the id F001 occurs twice"),
+    ],
+)
+def test_a_mistake_made_by_hand_is_one_line(facts, wrong, named):
+    facts.write_text(f"{json.dumps(fact(1))}\n\n{json.dumps(fact(2, **wrong))}\n")
+    app = open_view("golden")
+    assert not app.exception and len(app.error) == 1
+    assert f"facts.jsonl line 3: {named}" in texts(app)
+
+
+def test_a_fact_may_be_incomplete_while_it_is_written(facts):
+    write_jsonl(facts, [{"id": "F001"}, fact(2, statements=[], questions=[], answer="")])
+    app = open_view("golden")
+    assert not app.exception and not app.error
+    edits = {"question": "What?", "sentence": "That.", "answer": "that"}
+    app.session_state[key_of(app)] = {"edited_rows": {0: edits, 1: edits}}
+    app.run()
+    area_of(app).set_value("What?\nWhich?").run()
+    button(app, "Save").click().run()
+    assert not app.exception and not app.error
+    assert [row["statements"] for row in read_jsonl(facts)] == [["That."], ["That."]]
+    assert read_jsonl(facts)[0]["questions"] == ["What?", "Which?"]
+
+
 def test_missing_and_broken_files_are_one_line(facts, app_root):
     facts.write_text('{"id": "F001"}\nnot json\n')
     app = open_view("golden")
@@ -200,14 +328,30 @@ def test_an_untouched_table_changes_nothing(facts):
 
 def test_list_and_table_edits_of_one_fact_meet():
     row = fact(1)
-    editing = Editing(None, [row], [row], {"F001": {"questions": ["First?", "Second?"]}})
+    editing = Editing(None, [row])
     frame = table([row])
+    editing.set_list("F001", "questions", ["First?", "Second?"])
     editing.update(frame)
     assert editing.rows[0]["questions"] == ["First?", "Second?"]
     frame.loc[0, "question"] = "Changed?"
     editing.update(frame)
     assert editing.rows[0]["questions"] == ["Changed?", "Second?"]
+    editing.set_list("F001", "questions", ["Last?", "Second?"])
+    editing.update(frame)
+    assert editing.rows[0]["questions"] == ["Last?", "Second?"]
     assert merged([row], frame.drop(0)) == []
+
+
+def test_an_edit_after_a_decision_counts():
+    editing = Editing(None, [drafted(1)])
+    editing.set_list("G001", "questions", ["First?", "Second?"])
+    editing.update(table(editing.base, generated=True))
+    editing.decide("G001", "accepted")
+    frame = table(editing.base, generated=True)
+    frame.loc[0, "question"] = "Changed?"
+    editing.update(frame)
+    assert editing.rows[0]["questions"] == ["Changed?", "Second?"]
+    assert editing.rows[0]["status"] == "accepted"
 
 
 def test_only_new_questions_of_accepted_rows_can_leak(app_root):

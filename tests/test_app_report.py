@@ -4,12 +4,13 @@ import csv
 import io
 import json
 import shutil
+from pathlib import Path
 
 import chat_log
 import pytest
 import report_tables
-from app_support import HOSTILE, open_view, question, texts
-from engine import Answer, Stats
+from app_support import HOSTILE, SlowModel, open_view, question, texts
+from engine import Answer, Engine, Stats
 from support import ROOT
 
 from injection.files import InputError
@@ -97,6 +98,7 @@ def test_quantization_and_ablations_when_measured(reference, app_root, monkeypat
     tables = [d.value for d in app.dataframe]
     cost = next(t for t in tables if "mean KL to the source" in t.columns)
     assert list(cost["mean KL to the source"]) == ["-", "0.1000"]
+    assert "first 40 facts · behind the gate where there is one" in texts(app)
     ablation = next(t for t in tables if "recipe" in t.columns)
     assert list(ablation["recipe"]) == ["SFT without CPT"] and "%" in ablation["paraphrase"][0]
 
@@ -141,6 +143,18 @@ def test_no_cell_of_the_csv_is_a_formula(start):
     assert found[1]["other"] == "a,b\n안녕"
 
 
-def test_a_full_disk_does_not_lose_the_answer(app_root):
+def test_a_log_without_a_folder_does_not_lose_the_answer(app_root):
     (app_root / "logs").write_text("a file where the folder should be")
     assert logged("text").text == "text"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+def test_a_full_disk_does_not_lose_the_answer(monkeypatch):
+    monkeypatch.setattr(chat_log, "file", lambda: Path("/dev/full"))
+    model = SlowModel()
+    model.allowed.release(2)
+    engine = Engine(lambda base, chat_settings: model, finished=chat_log.record)
+    answers = [engine.submit(question("Hello", max_tokens=1)) for _ in range(2)]
+    assert [answer.result(60) for answer in answers] == ["word0 ", "word0 "]
+    chat_log.record_vote(answers[0].id, "up")
+    engine.close()

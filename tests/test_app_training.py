@@ -1,13 +1,16 @@
 """The Training view: finished, live and interrupted runs from the files that training writes."""
 
 import json
-import os
-import time
+import subprocess
+import sys
 
 import pytest
 import runs
+from adapters import _adapter
 from app_support import open_view, texts
-from support import read_jsonl, write_jsonl
+from support import write_jsonl
+
+from injection import checkpoints
 
 NAME = "adapters_smollm2_135m_paper_"
 
@@ -48,6 +51,7 @@ def live_run(app_root):
     file = write_jsonl(app_root / f"{NAME}cpt.partial" / "metrics.jsonl", metrics(40))
     with open(file, "a") as f:
         f.write('{"step": 50, "lo')
+    checkpoints.claim(file.parent)
     return file
 
 
@@ -55,9 +59,9 @@ def charts(app) -> list[dict]:
     return [json.loads(c.proto.spec) for c in app.get("vega_lite_chart")]
 
 
-def test_no_run_names_the_commands(app_root):
+def test_no_run_names_the_command(app_root):
     shown = texts(open_view("training"))
-    assert "train_smollm2_135m_paper_cpt.sh" in shown and "train_smollm2_135m_paper_sft.sh" in shown
+    assert "./run.sh --profile smollm2_135m --document paper" in shown
     assert "chunks.jsonl is not there yet" in shown and "10_stage1_cpt/chunk_pdf.py" in shown
 
 
@@ -70,6 +74,7 @@ def test_stages_are_overlaid_and_the_best_step_marked(finished_run, live_run):
     table = app.dataframe[0].value
     assert list(table["best step"]) == [None, 50] or list(table["best step"])[1] == 50
     assert "all epochs done" in list(table["ended"])
+    assert list(table["trained"]) == ["going on", "2026-11-22 17:05"]
     assert len(charts(app)) == 6
     assert any("rule" in json.dumps(layer["mark"]) for layer in charts(app)[0]["layer"])
     assert "step 40 of 100, 1:30 left" in app.get("progress")[0].proto.text
@@ -86,11 +91,19 @@ def test_a_new_report_moves_the_view(live_run):
     assert run.live and run.best_step == 50 and run.seconds_left() == pytest.approx(60)
 
 
-def test_a_silent_run_is_called_interrupted(live_run):
-    long_ago = time.time() - 3600
-    os.utime(live_run, (long_ago, long_ago))
+def test_a_run_whose_process_is_gone_is_called_interrupted(live_run):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (live_run.parent / "process").write_text(str(gone.pid))
     app = open_view("training")
     assert "stopped at step 40" in texts(app) and not app.get("progress")
+    assert list(app.dataframe[0].value["trained"]) == ["stopped"]
+
+
+def test_without_dev_questions_the_kl_is_drawn_once(live_run):
+    app = open_view("training")
+    assert sum("KL" in m.value for m in app.markdown) == 1
+    assert len(charts(app)) == 5
 
 
 def test_validations_get_the_time_of_the_step_before(finished_run):
@@ -101,7 +114,7 @@ def test_validations_get_the_time_of_the_step_before(finished_run):
 
 
 def test_half_made_folders_do_no_harm(app_root):
-    (app_root / f"{NAME}cpt.partial").mkdir()
+    checkpoints.claim(app_root / f"{NAME}cpt.partial")
     broken = app_root / f"{NAME}sft"
     write_jsonl(broken / "metrics.jsonl", metrics(20))
     (broken / "manifest.json").write_text("{")
@@ -128,6 +141,17 @@ def test_preview_of_chunks_and_rows(app_root):
 
 
 def test_a_real_training_run_is_readable(trained_once):
-    rows = read_jsonl(trained_once / "adapters_tiny_paper_cpt/metrics.jsonl")
-    steps = [row for row in rows if "steps" in row]
-    assert steps and steps[-1]["step"] == steps[-1]["steps"]
+    folder = trained_once / "adapters_tiny_paper_cpt"
+    run = runs._run(folder)
+    assert (
+        run.step == run.total
+        and not run.unfinished
+        and run.best_step == run.validations[-1]["step"]
+    )
+    data = runs.table([run])
+    assert set(data.name) == {"validation loss", *dict(runs.SERIES)}
+    assert (data.value[data.name == "tokens_per_second"] > 0).all()
+    adapter = _adapter(folder, trained_once / "models/tiny-4bit")
+    assert (adapter.label, adapter.problem) == ("Stage 1 (CPT), paper", "")
+    assert f"best step {run.best_step} · validation loss" in adapter.detail
+    assert _adapter(folder, trained_once / "models/tiny").problem

@@ -11,7 +11,7 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 from support import read_jsonl, snapshot
 
-from injection import models, profiles
+from injection import checkpoints, models, profiles
 from injection.files import InputError
 
 CPT, SFT = "adapters_tiny_paper_cpt", "adapters_tiny_paper_sft"
@@ -206,6 +206,16 @@ def test_interrupted_run_with_force_goes_on(trained, again):
     assert "up to date" in trained.ok(*trained.train("cpt"))
     out = trained.ok(*command)
     assert "resumes" not in out and f"wrote {CPT}" in out
+
+
+def test_two_runs_of_one_adapter_at_a_time_are_refused(trained):
+    """This test's own process counts as the other run: it is alive."""
+    checkpoints.claim(trained / f"{CPT}.partial")
+    trained.ok(*trained.train("cpt"))
+    assert "is training" in trained.refused(*trained.train("cpt", "--force"))
+    assert "up to date" in trained.ok(*trained.train("cpt")), "nothing was touched"
+    (trained / f"{CPT}.partial/process").write_text("no number")
+    assert f"wrote {CPT}" in trained.ok(*trained.train("cpt", "--force"))
 
 
 def test_nan_stops_and_keeps_the_best(trained):

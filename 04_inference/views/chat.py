@@ -217,7 +217,7 @@ def _golden_form(turn: Turn, settings: Settings) -> None:
     choice = st.selectbox(
         "Belongs to",
         ["", *by_id],
-        format_func=lambda i: f"{i}  {by_id[i]['statements'][0]}" if i else "A new fact",
+        format_func=lambda i: _fact_line(by_id[i]) if i else "A new fact",
     )
     answer, sentence = "", ""
     if not choice:
@@ -236,6 +236,11 @@ def _golden_form(turn: Turn, settings: Settings) -> None:
         _close_form()
         st.session_state.saved = f"Saved to {shown(file)}."
         st.rerun()
+
+
+def _fact_line(row: dict) -> str:
+    # A fact that somebody began by hand may have no statement yet.
+    return "  ".join([row["id"], *row.get("statements", [])[:1]])
 
 
 def _actions(tab: Tab, settings: Settings) -> None:

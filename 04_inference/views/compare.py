@@ -22,7 +22,7 @@ from comparison import (
     typed,
     verdict,
 )
-from pickers import KEPT, compare_settings, training_commands
+from pickers import KEPT, compare_settings, run_command
 from tabs import Tab, engine, this_tab
 from text import differences, escape, show_text
 
@@ -43,6 +43,8 @@ def main() -> None:
     tab = this_tab()
     st.subheader("Compare", anchor=False)
     st.caption("One question, several stages: same prompt, same seed, one base in memory.")
+    if project.profile.notice:
+        st.caption(escape(project.profile.notice))
     try:
         _ask(tab, _document(project), request)
     except InputError as error:
@@ -73,7 +75,8 @@ def _ask(tab: Tab, project: Project, request) -> None:
         go = st.button("Compare", type="primary", disabled=running or not ready)
         if running:
             st.button("Stop", icon=":material/stop:", on_click=tab.comparison.cancel)
-        blind = st.toggle("Blind", help="Names stay hidden until you vote.", key="blind", **KEPT)
+        secret = "Names stay hidden until every question has your vote."
+        blind = st.toggle("Blind", help=secret, key="blind", **KEPT)
     if go:
         tab.comparison = start(engine(), columns, rows, request, blind)
         st.rerun()
@@ -95,8 +98,8 @@ def _pick_columns(project: Project) -> list[Column]:
     )
     if not usable:
         st.caption("No adapter for this model yet. Train one:")
-        commands = training_commands(project.profile_name, project.document_name)
-        st.code(commands, language=None, wrap_lines=True)
+        command = run_command(project.profile_name, project.document_name)
+        st.code(command, language=None, wrap_lines=True)
     if problems := [a for a in found if a.problem]:
         with st.expander(f"Not usable here ({len(problems)})"):
             for a in problems:
@@ -150,7 +153,7 @@ def _show_set(comparison: Comparison) -> None:
     total = len(comparison.rows) * len(comparison.columns)
     if not comparison.finished:
         st.progress(comparison.done / total, f"{comparison.done} of {total} answers")
-    if not comparison.blind:
+    if not comparison.hidden:
         _totals(comparison)
     marks = [_marks(comparison, i) for i in range(len(comparison.rows))]
     picked = st.dataframe(
@@ -164,6 +167,10 @@ def _show_set(comparison: Comparison) -> None:
     chosen = picked.selection.rows
     row = chosen[0] if chosen and chosen[0] < len(comparison.rows) else 0
     _show_row(comparison, row)
+    # Without it, a set that was stopped or is too long to judge would keep its names for ever.
+    if comparison.hidden and comparison.finished and st.button("Show the names", type="tertiary"):
+        comparison.reveal()
+        st.rerun()
 
 
 def _totals(comparison: Comparison) -> None:
@@ -179,53 +186,47 @@ def _totals(comparison: Comparison) -> None:
 def _marks(comparison: Comparison, i: int) -> dict:
     row = comparison.rows[i]
     line = {"question": row["question"]}
-    for column in comparison.shown_order(i):
+    for column in comparison.order:
         answer = comparison.answers[i][column]
         found = verdict(row, answer)
         mark = "…" if not answer.finished else answer.state if found is None else ""
-        name = comparison.name(i, column) if not comparison.blind else _letter(comparison, column)
+        name = comparison.name(column)
         line[name] = mark or ("pass" if found[0] else "miss")
-        if comparison.hidden(i) and answer.finished:
+        if comparison.hidden and answer.finished:
             line[name] = "done"
-    return line
-
-
-def _letter(comparison: Comparison, column: int) -> str:
-    return "ABCDEFGH"[comparison.order.index(column)]
+    return line | ({"your vote": comparison.vote(i)} if comparison.votes else {})
 
 
 def _show_row(comparison: Comparison, i: int) -> None:
     row = comparison.rows[i]
     st.markdown(f"##### {escape(row['question'])}")
-    if row.get("expected") and not comparison.hidden(i):
+    if row.get("expected") and not comparison.hidden:
         st.caption(f"Expected: {escape(row['expected'])}")
-    order = comparison.shown_order(i)
-    compared = st.session_state.get("differences", False) and not comparison.hidden(i)
+    order = comparison.order
+    compared = st.session_state.get("differences", False) and not comparison.hidden
     for place, column in zip(st.columns(len(order), gap="medium"), order, strict=True):
         with place, st.container(border=True):
             _show_cell(comparison, i, column, compared and column != order[0])
-    if comparison.hidden(i):
+    if vote := comparison.vote(i):
+        st.caption(f"Your vote: {escape(vote)}")
+    elif comparison.hidden:
         _ballot(comparison, i)
-    else:
-        if i in comparison.votes:
-            vote = comparison.votes[i]
-            winner = "a tie" if vote is None else comparison.columns[vote].label
-            st.caption(f"Your vote: {escape(winner)}")
+    if not comparison.hidden:
         st.toggle(
-            f"Mark words that differ from {escape(comparison.name(i, order[0]))}",
+            f"Mark words that differ from {escape(comparison.name(order[0]))}",
             key="differences",
             **KEPT,
         )
 
 
 def _show_cell(comparison: Comparison, i: int, column: int, compared: bool) -> None:
-    answer, hidden = comparison.answers[i][column], comparison.hidden(i)
-    st.markdown(f"**{escape(comparison.name(i, column))}**")
+    answer, hidden = comparison.answers[i][column], comparison.hidden
+    st.markdown(f"**{escape(comparison.name(column))}**")
     found = verdict(comparison.rows[i], answer)
     if found and not hidden:
         st.badge("pass" if found[0] else "miss", color="green" if found[0] else "orange")
     if compared:
-        first = comparison.answers[i][comparison.shown_order(i)[0]]
+        first = comparison.answers[i][comparison.order[0]]
         st.markdown(differences(without_thoughts(first.text), without_thoughts(answer.text)))
     else:
         show_text(answer.text)
@@ -245,10 +246,12 @@ def _ballot(comparison: Comparison, i: int) -> None:
     """Which answer is best, asked before the names are known."""
     if not all(a.finished for a in comparison.answers[i]):
         return
-    st.caption("Which answer is best? The names show after your vote.")
+    left = len(comparison.rows) - len(comparison.votes)
+    still = "your vote" if left == 1 else f"your votes on {left} questions"
+    st.caption(f"Which answer is best? The names show after {still}.")
     with st.container(horizontal=True):
         for column in [*comparison.order, None]:
-            label = "Tie" if column is None else _letter(comparison, column)
+            label = "Tie" if column is None else comparison.name(column)
             if st.button(label, key=f"vote_{i}_{label}"):
                 comparison.votes[i] = column
                 for n, answer in enumerate(comparison.answers[i]):
@@ -258,7 +261,7 @@ def _ballot(comparison: Comparison, i: int) -> None:
 
 
 def _export(comparison: Comparison) -> None:
-    if any(comparison.hidden(i) for i in range(len(comparison.rows))):
+    if comparison.hidden:
         return
     with st.container(horizontal=True):
         st.download_button(

@@ -12,7 +12,7 @@ import pandas as pd
 import streamlit as st
 from adapters import documents
 from golden_file import Editing
-from pickers import KEPT, preferred_profile
+from pickers import KEPT, preferred_profile, run_command
 from tabs import this_tab
 from text import escape, highlighted
 
@@ -52,21 +52,22 @@ def main() -> None:
 def _opened(path: Path) -> Editing:
     """The file as this tab edits it. Unsaved changes outlive a reload and a look at other views."""
     editing = this_tab().editing
-    if path not in editing or editing[path].outdated:
+    if path not in editing:
         editing[path] = golden_file.edit(path)
+    elif editing[path].outdated:
+        _read_again(editing[path])
     found = editing[path]
     if _table_key(found) not in st.session_state:
         # A new table on the page knows nothing of what was changed in the one before.
-        found.base = found.rows
+        found.begin_table()
     return found
 
 
-def _forget(editing: Editing) -> None:
-    """Read the file again next time; unsaved changes are gone."""
-    this_tab().editing.pop(editing.golden.path, None)
-    for key in list(st.session_state):
-        if editing.golden.sha256 in str(key):
-            del st.session_state[key]
+def _read_again(editing: Editing) -> Editing:
+    """Begin with the file as it is now; unsaved changes are gone."""
+    path = editing.golden.path
+    this_tab().editing[path] = fresh = golden_file.edit(path, editing.version + 1)
+    return fresh
 
 
 def _table_key(editing: Editing) -> str:
@@ -96,7 +97,8 @@ def _edit(project: Project, editing: Editing) -> None:
 
 def _table(editing: Editing) -> pd.DataFrame:
     """The editable table as the user left it."""
-    frame = golden_file.table(editing.base)
+    generated = editing.golden.generated
+    frame = golden_file.table(editing.base, generated)
     config = {
         "id": st.column_config.TextColumn("id", disabled=True, width="small"),
         "page": st.column_config.NumberColumn("page", min_value=1, step=1, width="small"),
@@ -104,7 +106,6 @@ def _table(editing: Editing) -> pd.DataFrame:
         "sentence": st.column_config.TextColumn("sentence", help="What the model learns to reply."),
         "aliases": st.column_config.TextColumn("aliases", help="Other right answers: one | two"),
     }
-    generated = "status" in frame.columns
     if generated:
         config["status"] = st.column_config.SelectboxColumn(
             "status", options=golden_file.STATUSES, required=True, width="small"
@@ -129,7 +130,7 @@ def _one_fact(project: Project, editing: Editing) -> None:
         format_func=lambda i: f"{i}  {by_id[i].get('answer') or ''}",
         key=key,
     )
-    if "status" in by_id[chosen]:
+    if editing.golden.generated:
         _decision(editing, by_id[chosen], key)
     page, wordings = st.tabs(["Page", "Wordings"])
     with page:
@@ -162,7 +163,9 @@ def _decide(editing: Editing, fact: str, status: str, key: str) -> None:
 
 def _wordings(editing: Editing, row: dict) -> None:
     for name, title in LISTS:
-        key = f"{name} {editing.golden.sha256} {row['id']}"
+        # A first line that was changed in the table makes another text area, which shows it.
+        first = editing.first_line(row["id"], name)
+        key = f"{name} {row['id']} {first} beside {_table_key(editing)}"
         st.text_area(
             title,
             "\n".join(row.get(name, [])),
@@ -177,8 +180,7 @@ def _wordings(editing: Editing, row: dict) -> None:
 
 
 def _keep_list(editing: Editing, fact: str, name: str, key: str) -> None:
-    lines = golden_file.lines_of(st.session_state[key])
-    editing.lists.setdefault(fact, {})[name] = lines
+    editing.set_list(fact, name, golden_file.lines_of(st.session_state[key]))
 
 
 def _page_text(project: Project, row: dict) -> None:
@@ -214,12 +216,11 @@ def _save(project: Project, editing: Editing) -> None:
         st.caption(_difference(before, rows) if changed else "No unsaved changes.")
     if save:
         golden_file.save(editing.golden, rows)
-        st.session_state.golden_saved = shown(editing.golden.path)
     if save or undo:
-        _forget(editing)
+        _read_again(editing).saved = save
         st.rerun()
-    if saved := st.session_state.get("golden_saved"):
-        _next_step(project, saved)
+    if editing.saved and not changed:
+        _next_step(project, shown(editing.golden.path))
 
 
 def _difference(before: list[dict], after: list[dict]) -> str:
@@ -245,11 +246,8 @@ def _warn_of_leaks(project: Project, questions: list[str]) -> None:
 
 def _next_step(project: Project, saved: str) -> None:
     st.success(escape(f"Saved {saved}, the version before as .bak. Next, to train on it:"))
-    st.code(
-        f"./run.sh --profile {project.profile_name} --document {project.document_name}",
-        language=None,
-        wrap_lines=True,
-    )
+    command = run_command(project.profile_name, project.document_name)
+    st.code(command, language=None, wrap_lines=True)
 
 
 if __name__ == "__main__":

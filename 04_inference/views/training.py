@@ -8,8 +8,8 @@ Command: none of its own; 04_inference/infer_ui.py shows it
 import charts
 import pandas as pd
 import streamlit as st
-from adapters import documents
-from pickers import KEPT, preferred_profile, training_commands
+from adapters import documents, first_document
+from pickers import KEPT, preferred_profile, run_command
 from runs import SERIES, Run, runs, state, table
 from text import escape
 
@@ -40,8 +40,8 @@ def _curves() -> None:
     found = runs()
     if not found:
         st.text("No run yet. Start one; its curves show here while it goes on:")
-        commands = training_commands(preferred_profile())
-        st.code(commands, language=None, wrap_lines=True)
+        command = run_command(preferred_profile(), first_document())
+        st.code(command, language=None, wrap_lines=True)
         return
     for run in found:
         if run.unfinished:
@@ -81,6 +81,7 @@ def _charts(picked: list[Run], data: pd.DataFrame, x: str) -> None:
     names = [run.name for run in picked]
     marks = [_best(run, data) for run in picked if run.best_step is not None]
     best = pd.DataFrame(marks, columns=["run", "step", "minutes"])
+    few = ["learning_rate", "tokens_per_second", "peak_memory_gb"]
     left, right = st.columns(2)
     with left:
         _titled("Loss", "line: training, points: validation, dashed: best step")
@@ -89,10 +90,10 @@ def _charts(picked: list[Run], data: pd.DataFrame, x: str) -> None:
         if data.name.str.startswith("dev ").any():
             _titled("Dev questions answered right", "they choose the checkpoint")
             st.altair_chart(charts.dev_scores(data, x), key="dev")
+            few.append("kl")
         else:
             _chart(data, "kl", x, names)
-    rest = [name for name in ("learning_rate", "tokens_per_second", "peak_memory_gb", "kl")]
-    for place, name in zip(st.columns(len(rest)), rest, strict=True):
+    for place, name in zip(st.columns(len(few)), few, strict=True):
         with place:
             _chart(data, name, x, names)
 
@@ -115,9 +116,10 @@ def _facts(run: Run) -> dict:
     """A line of the table of runs."""
     manifest, last = run.manifest, run.validations[-1:] or [{}]
     best = manifest.get("best_validation", last[0])
+    state = "going on" if run.live else "stopped" if run.unfinished else ""
     return {
         "run": run.name,
-        "trained": manifest.get("created", "")[:16].replace("T", " ") or "going on",
+        "trained": manifest.get("created", "")[:16].replace("T", " ") or state,
         "steps": manifest.get("steps", run.step),
         "best step": run.best_step,
         "validation loss": best.get("loss"),
