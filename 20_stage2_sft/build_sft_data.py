@@ -31,6 +31,9 @@ from injection.files import (
 )
 from injection.profiles import Project, open_project, parser
 
+# Dev questions about facts by which a checkpoint and a refusal threshold can be chosen.
+ENOUGH = 100
+
 
 def fact_rows(project: Project, facts: list[golden.Fact]) -> list[dict]:
     mix, rows = project.profile.sft_mix, []
@@ -97,13 +100,18 @@ def validation_rows(project: Project, questions: list[dict]) -> list[dict]:
 
 
 def dev_questions(questions: list[dict]) -> list[dict]:
-    """Dev questions of every kind; one wording per fact and kind, for speed."""
-    seen, rows = set(), []
+    """Dev questions of every kind; one wording per fact and kind, for speed, or more of them where
+    fewer than ENOUGH would be about facts."""
+    times, rounds = Counter(), {}
     for row in questions:
-        key = (row["fact_id"], row["kind"])
-        if row["split"] == "dev" and (not row["fact_id"] or key not in seen):
-            seen.add(key)
-            rows.append(row)
+        if row["split"] == "dev":
+            key = (row["fact_id"] or row["id"], row["kind"])
+            rounds.setdefault(times[key], []).append(row)
+            times[key] += 1
+    rows: list[dict] = []
+    for number in sorted(rounds):
+        if sum(bool(r["fact_id"]) for r in rows) < ENOUGH:
+            rows += rounds[number]
     return rows
 
 

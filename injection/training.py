@@ -45,6 +45,8 @@ from injection.profiles import Project, Training, open_project, parser
 from injection.progress import Progress
 
 CHECKPOINT_SECONDS = 60
+# Kinds of dev questions that the gate sends to the base: they are reported, and choose nothing.
+NOT_THE_ADAPTERS = ("spillover", "general")
 BUILD_STEP = {
     "cpt": "run 10_stage1_cpt/prepare_cpt_data.py first",
     "sft": "run 20_stage2_sft/build_sft_data.py first",
@@ -219,9 +221,9 @@ class Run:
         # Before the first step nothing can be kept, so the dev questions are not asked.
         if self.dev and self.state.step:
             report["dev"] = self.dev_accuracy()
-            counts = Counter(row["kind"] for row in self.dev)
-            right = sum(share * counts[kind] for kind, share in report["dev"].items())
-            report["score"] = right / len(self.dev)
+            counts = Counter(r["kind"] for r in self.dev if r["kind"] not in NOT_THE_ADAPTERS)
+            right = sum(report["dev"][kind] * n for kind, n in counts.items())
+            report["score"] = right / counts.total()
         return report
 
 

@@ -245,3 +245,19 @@ def test_shipped_probes_do_not_accept_the_empty_answer(questions):
     assert not empty
     spill = [q for q in questions if q["kind"] == "spillover"]
     assert all(q["must_not_include"] or q["must_include"] for q in spill)
+
+
+@pytest.mark.parametrize(("facts", "wordings"), [(120, 1), (60, 2), (10, 3)])
+def test_few_facts_get_more_dev_wordings(facts, wordings):
+    """100 dev questions about facts, where there are so many; never more wordings than needed."""
+    build = load_script("20_stage2_sft/build_sft_data.py")
+    rows = [
+        {"id": f"{fact}-{n}", "fact_id": f"F{fact}", "kind": "paraphrase", "split": "dev"}
+        for fact in range(facts)
+        for n in range(3)
+    ]
+    rows += [{"id": f"U{n}", "fact_id": "", "kind": "unknown", "split": "dev"} for n in range(5)]
+    rows += [{**row, "id": f"{row['id']}-t", "split": "test"} for row in rows]
+    chosen = build.dev_questions(rows)
+    assert all(row["split"] == "dev" for row in chosen)
+    assert len(chosen) == facts * wordings + 5
