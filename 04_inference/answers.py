@@ -14,7 +14,7 @@ from injection import runtime
 
 FINISH = {"stop": "complete", "length": "token limit reached"}
 # The browser is on the same machine: on a CPU, redrawing takes time from the worker.
-REDRAW_SECONDS = 0.4 if runtime.on_cpu() else 0.1
+REDRAW_SECONDS = 0.5 if runtime.on_cpu() else 0.1
 
 
 def summary(answer: Answer) -> str:
