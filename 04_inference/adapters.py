@@ -48,8 +48,13 @@ def bases() -> list[Base]:
         made = (project.base / "config.json").exists()
         command = f"python 03_quantization/quantize.py --profile {file.stem}"
         found.append(Base(file.stem, project, "" if made else f"not made yet, run {command}"))
-    times = Counter(base.title for base in found)
-    return [replace(base, namesake=times[base.title] > 1) for base in found]
+    return _told_apart(found, lambda base: base.title)
+
+
+def _told_apart(found: list, name) -> list:
+    """The bases or adapters, marked where another one has the same name."""
+    times = Counter(map(name, found))
+    return [replace(one, namesake=times[name(one)] > 1) for one in found]
 
 
 def documents() -> list[str]:
@@ -120,9 +125,7 @@ class Adapter:
 def adapters(base: Path) -> list[Adapter]:
     """Every adapter folder, the furthest stage and newest first, with what speaks against it."""
     folders = sorted(f for f in ROOT.glob("adapters_*") if f.is_dir())
-    found = [_adapter(folder, base) for folder in folders]
-    times = Counter(adapter.label for adapter in found)
-    found = [replace(adapter, namesake=times[adapter.label] > 1) for adapter in found]
+    found = _told_apart([_adapter(folder, base) for folder in folders], lambda a: a.label)
     order = {a.path: (a.manifest.stage, a.manifest.created) for a in found if a.manifest}
     return sorted(found, key=lambda a: order.get(a.path, ("", "")), reverse=True)
 

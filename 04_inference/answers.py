@@ -14,7 +14,7 @@ from injection import runtime
 
 FINISH = {"stop": "complete", "length": "token limit reached"}
 # The browser is on the same machine: on a CPU, redrawing takes time from the worker.
-REDRAW_SECONDS = 0.5 if runtime.on_cpu() else 0.1
+REDRAW_SECONDS = {"cpu": 0.5, "gpu": 0.1}
 
 
 def summary(answer: Answer) -> str:
@@ -72,4 +72,4 @@ def follow(answer: Answer, place) -> None:
         seen = answer.wait(seen, timeout=0.5)
         with place.container():
             show_answer(answer)
-        time.sleep(REDRAW_SECONDS)
+        time.sleep(REDRAW_SECONDS["cpu" if runtime.on_cpu() else "gpu"])

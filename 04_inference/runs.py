@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from injection.checkpoints import owner
-from injection.files import ROOT, InputError, read_json
+from injection.files import ROOT, InputError, owner, read_json
 
 PARTIAL = ".partial"
 # (column of the table below, title)

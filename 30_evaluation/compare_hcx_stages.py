@@ -314,8 +314,11 @@ def main() -> None:
         else [project.questions, project.general / "probes.jsonl"]
     )
     profile = project.profile
-    settings = {"generation": profile.generation.model_dump(), "chat": profile.chat.model_dump()}
-    settings["full"] = args.full
+    settings = {
+        "full": args.full,
+        "generation": profile.generation.model_dump(),
+        "chat": profile.chat.model_dump(),
+    }
     files = ("adapters.safetensors", "manifest.json")
     weights = [adapters[s] / file for s in stages for file in files]
     weights += [f for f in [adapters["sft"] / gate.FILE] if f.exists()]

@@ -5,10 +5,8 @@ Command: none of its own; training.py uses it
 
 import json
 import math
-import os
 import shutil
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import mlx.core as mx
@@ -16,15 +14,7 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from injection import tensors
-from injection.files import (
-    InputError,
-    is_running,
-    read_json,
-    shown,
-    write_bytes,
-    write_json,
-    write_text,
-)
+from injection.files import claim, read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from injection.training import Run
@@ -42,21 +32,6 @@ class State:
     seconds: float = 0.0
     usual_loss: float = 0.0
     history: list[dict] = field(default_factory=list)
-
-
-def owner(work: Path) -> int | None:
-    """The process that trains in this folder now."""
-    note = work / "process"
-    process = note.read_text() if note.exists() else ""
-    return int(process) if process.isdecimal() and is_running(int(process)) else None
-
-
-def claim(work: Path) -> None:
-    """Note that this process trains in this folder. InputError while another one does."""
-    if owner(work) not in (None, os.getpid()):
-        raise InputError(f"process {owner(work)} is training {shown(work)}: wait for it or stop it")
-    work.mkdir(parents=True, exist_ok=True)
-    write_text(work / "process", str(os.getpid()))
 
 
 def save_checkpoint(run_: "Run") -> None:

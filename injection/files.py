@@ -79,6 +79,21 @@ def is_running(process: int) -> bool:
     return True
 
 
+def owner(work: Path) -> int | None:
+    """The process that works in this folder now."""
+    note = work / "process"
+    process = note.read_text() if note.exists() else ""
+    return int(process) if process.isdecimal() and is_running(int(process)) else None
+
+
+def claim(work: Path) -> None:
+    """Note that this process works in this folder. InputError while another one does."""
+    if owner(work) not in (None, os.getpid()):
+        raise InputError(f"process {owner(work)} is training {shown(work)}: wait for it or stop it")
+    work.mkdir(parents=True, exist_ok=True)
+    write_text(work / "process", str(os.getpid()))
+
+
 def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 

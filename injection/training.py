@@ -26,10 +26,11 @@ import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 
 from injection import batches, generation, grading, losses, models, prompts, tensors
-from injection.checkpoints import State, claim, resume, save_checkpoint
+from injection.checkpoints import State, resume, save_checkpoint
 from injection.files import (
     ROOT,
     InputError,
+    claim,
     forget,
     inputs,
     is_current,

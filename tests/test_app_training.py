@@ -10,7 +10,7 @@ from adapters import _adapter
 from app_support import open_view, texts
 from support import write_jsonl
 
-from injection import checkpoints
+from injection import files
 
 NAME = "adapters_smollm2_135m_paper_"
 
@@ -51,7 +51,7 @@ def live_run(app_root):
     file = write_jsonl(app_root / f"{NAME}cpt.partial" / "metrics.jsonl", metrics(40))
     with open(file, "a") as f:
         f.write('{"step": 50, "lo')
-    checkpoints.claim(file.parent)
+    files.claim(file.parent)
     return file
 
 
@@ -114,7 +114,7 @@ def test_validations_get_the_time_of_the_step_before(finished_run):
 
 
 def test_half_made_folders_do_no_harm(app_root):
-    checkpoints.claim(app_root / f"{NAME}cpt.partial")
+    files.claim(app_root / f"{NAME}cpt.partial")
     broken = app_root / f"{NAME}sft"
     write_jsonl(broken / "metrics.jsonl", metrics(20))
     (broken / "manifest.json").write_text("{")

@@ -11,7 +11,7 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 from support import read_jsonl, snapshot
 
-from injection import checkpoints, models, profiles
+from injection import files, models, profiles
 from injection.files import InputError
 
 CPT, SFT = "adapters_tiny_paper_cpt", "adapters_tiny_paper_sft"
@@ -210,7 +210,7 @@ def test_interrupted_run_with_force_goes_on(trained, again):
 
 def test_two_runs_of_one_adapter_at_a_time_are_refused(trained):
     """This test's own process counts as the other run: it is alive."""
-    checkpoints.claim(trained / f"{CPT}.partial")
+    files.claim(trained / f"{CPT}.partial")
     trained.ok(*trained.train("cpt"))
     assert "is training" in trained.refused(*trained.train("cpt", "--force"))
     assert "up to date" in trained.ok(*trained.train("cpt")), "nothing was touched"

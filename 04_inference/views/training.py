@@ -88,7 +88,9 @@ def _charts(picked: list[Run], data: pd.DataFrame, x: str) -> None:
         st.altair_chart(charts.losses(data, x, names, best), key="losses")
     with right:
         if data.name.str.startswith("dev ").any():
-            _titled("Dev questions answered right", "they choose the checkpoint")
+            _titled(
+                "Dev questions answered right", "those about the document choose the checkpoint"
+            )
             st.altair_chart(charts.dev_scores(data, x), key="dev")
             few.append("kl")
         else:

@@ -10,7 +10,7 @@ from support import read_jsonl, write_jsonl
 
 from browser.conftest import NAME
 from browser.server import PATIENCE_SECONDS, settled
-from injection import checkpoints
+from injection import files
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(1200)]
 STORY = "Write a long story about a dog and a river."
@@ -199,7 +199,7 @@ def test_the_training_view_moves_while_a_run_goes_on(page, address, project):
         rows.append({**row, **rate})
     file = project / f"{NAME}_live.partial" / "metrics.jsonl"
     write_jsonl(file, rows[:4])
-    checkpoints.claim(file.parent)
+    files.claim(file.parent)
     page.goto(f"{address}/training")
     page.get_by_text("step 30 of 100").wait_for()
     chart = page.locator("[data-testid=stVegaLiteChart] svg").first
