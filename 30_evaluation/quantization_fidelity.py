@@ -76,11 +76,12 @@ def measured(project: Project, settings: list[Quantization], pieces: list[list[i
             other = fidelity.stream(folder, pieces, f"{choice.bits} bits")
             row = fidelity.compare(source, other, pieces)
             row["size"], weights = conversion.weights_size(folder), conversion.parameters(folder)
+            row["bits_per_weight"] = conversion.bits_per_weight(folder)
             rows.append({"bits": str(choice.bits), **row})
     before = {"bits": "source", "size": conversion.weights_size(project.source)}
     before["perplexity"] = rows[0]["source_perplexity"]
+    before["bits_per_weight"] = 8 * before["size"] / weights
     for row in (before, *rows):
-        row["bits_per_weight"] = 8 * row["size"] / weights
         row["perplexity_ratio"] = row["perplexity"] / before["perplexity"]
     return [before, *rows]
 
