@@ -1,38 +1,48 @@
 #!/usr/bin/env bash
-# The whole pipeline, from nothing to the comparison table, on the embedded default model:
-#   ./run.sh                                   SmolLM2-135M-Instruct
+# The whole pipeline, from nothing to the comparison table:
+#   ./run.sh                                   the embedded default, SmolLM2-135M-Instruct; once
+#                                              Omni 8B is quantized here, that one
 #   ./run.sh --profile omni_8b                 HyperCLOVA X SEED Omni 8B, text part
 #   ./run.sh --profile hyperclovax_text_0_5b   HyperCLOVA X SEED Text Instruct 0.5B (or 1_5b)
 #   ./run.sh --document NAME                   your document, data/NAME/
+#   ./run.sh --set sft.epochs=2                with another setting, in place of the same adapters
 # Every step skips itself when its inputs have not changed.
 set -euo pipefail
 cd "$(dirname "$0")"
 
-profile=smollm2_135m
+profile=
 document=paper
+settings=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --profile) profile="${2:?--profile needs a name}"; shift 2 ;;
     --document) document="${2:?--document needs a name}"; shift 2 ;;
-    *) echo "error: unknown option $1 (known: --profile NAME, --document NAME)" >&2; exit 2 ;;
+    --set) settings+=(--set "${2:?--set needs KEY=VALUE}"); shift 2 ;;
+    *)
+      echo "error: unknown option $1 (known: --profile NAME, --document NAME, --set KEY=VALUE)" >&2
+      exit 2
+      ;;
   esac
 done
 
 source ./environment.sh requirements.txt
 start=$SECONDS
-step() { printf '\n%s\n' "== $*"; "$PYTHON" "$@" --profile "$profile" --document "$document"; }
+step() { printf '\n%s\n' "== $*"; "$PYTHON" "$@" "${flags[@]}"; }
 
 # Not the profile's name but its source says how the base model is got: copies have other names.
-kind=$("$PYTHON" -c '
+found=$("$PYTHON" -c '
 import sys
 from injection import files, profiles
 
 def main():
-    source = profiles.Project(*sys.argv[1:]).profile.source
-    print("hub, in part" if source.kind == "hub" and source.text_prefix else source.kind)
+    name = sys.argv[1] or profiles.default_profile()
+    source = profiles.Project(name, sys.argv[2]).profile.source
+    part = source.kind == "hub" and source.text_prefix
+    print(name, "hub, in part" if part else source.kind, sep=": ")
 
 files.run(main)' "$profile" "$document")
-case "$kind" in
+flags=(--profile "${found%%: *}" --document "$document" ${settings[@]+"${settings[@]}"})
+case "${found#*: }" in
   wheel) step 03_quantization/download_smollm2.py ;;
   hub) step 03_quantization/download_omni_8b.py ;;
   "hub, in part")

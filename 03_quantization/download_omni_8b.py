@@ -247,6 +247,15 @@ def finished(project: Project, made_from: dict) -> Path | None:
     return project.source if already_extracted(project) else None
 
 
+def keep_foreign(folder: Path) -> None:
+    """InputError when the folder did not come from this step: it is somebody's, and stays."""
+    if folder.exists() and not (folder / "origin.json").exists():
+        raise InputError(
+            f"{shown(folder)} was put there by hand: move it elsewhere and name it with "
+            "--from-folder, or replace it with --force"
+        )
+
+
 def look_up(source: Source, folder: Path | None) -> tuple[str | None, dict[str, int]]:
     """(commit, {file: bytes}) of what the profile needs from the hub or the given folder."""
     if folder:
@@ -280,6 +289,8 @@ def main() -> None:
     if not (args.force or args.dry_run) and (done := finished(project, made_from)):
         print(f"up to date: {shown(done)}")
         return
+    if not (args.force or args.dry_run):
+        keep_foreign(project.download)
 
     commit, plan = look_up(source, args.from_folder)
     show_plan(project, plan, every_file=args.dry_run)

@@ -334,6 +334,18 @@ def details(found: list[Step]) -> str:
     return "\n".join(lines)
 
 
+def finished(project: Project) -> set[str]:
+    """Names of the steps whose result is on this machine."""
+    outputs = {
+        "extract": project.source,
+        "quantize": project.base,
+        "CPT": project.adapter("cpt"),
+        "SFT": project.adapter("sft"),
+    }
+    done = {name for name, folder in outputs.items() if folder.exists()}
+    return done | ({"download"} if project.download.exists() or "extract" in done else set())
+
+
 def main() -> int:
     args = parser(__doc__)
     args.add_argument("--apple", type=float, metavar="GB", help="plan for a Mac with that memory")
@@ -354,8 +366,10 @@ def main() -> int:
     print(f"{machine.name}: {gigabytes(runtime.SHARE * machine.memory)} of memory for a model")
     print(f"{g.parameters / 1e9:.2f} billion weights\n")
     print(f"{table(found, machine)}\n\n{details(found)}")
-    needed = sum(step.disk for step in found)
-    print(f"disk: {gigabytes(needed)} in all, {gigabytes(free)} free here")
+    done = set() if args.apple else finished(project) & {step.name for step in found}
+    needed = sum(step.disk for step in found if step.name not in done)
+    said = f", {', '.join(sorted(done))} done" if done else ""
+    print(f"disk: {gigabytes(needed)} still to come{said}, {gigabytes(free)} free here")
     return int(needed > free or any(not machine.fits(step.memory) for step in found))
 
 

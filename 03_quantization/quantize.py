@@ -30,6 +30,7 @@ def main() -> None:
     args = args.parse_args()
     project = open_project(args)
     require(project.source / "config.json", _download_step(project))
+    conversion.check_architecture(project.source)
     made_from = inputs(project.profile.quantization.model_dump(), project.source)
     if not args.force and is_current(project.base, made_from):
         print(f"up to date: {shown(project.base)}")

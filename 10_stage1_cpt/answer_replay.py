@@ -2,8 +2,9 @@
 
 Training on its own answers, with its own probabilities as the target, asks the adapter to change
 nothing on ordinary questions. Prompts are hand-written ones, the document's near misses
-(data/<document>/contrasts.jsonl), and prompts the model makes up itself when it is given only the
-chat header, as in Magpie (arXiv 2406.08464).
+(data/<document>/contrasts.jsonl), and, where the profile's replay.sampled_prompts
+asks for any, prompts the model makes up itself when it is given only the chat header, as in Magpie
+(arXiv 2406.08464).
 
 Reads:   data/general/replay.jsonl, data/<document>/contrasts.jsonl  {"id", "prompt"}
 Writes:  data/general/derived/replay_<profile>.jsonl,

@@ -7,7 +7,8 @@ Nothing is trained on before a person has accepted it: review_facts.py.
 
 Reads:   data/<document>/chunks.jsonl, teacher_prompts.yaml beside this script
 Writes:  data/<document>/generated.jsonl (schema: injection/golden.py), generated_report.json,
-         eval.jsonl when there is none but a draft, derived/teacher.jsonl (raw replies)
+         eval.jsonl when there is none but a draft, derived/teacher.jsonl (raw replies),
+         derived/drafted.jsonl (generated.jsonl as last written here)
 Command: python 20_stage2_sft/generate_qa.py --document NAME --teacher http://127.0.0.1:8080
          python 20_stage2_sft/generate_qa.py --document NAME            (the local base model)
 """
@@ -117,6 +118,8 @@ def draft_all(project: Project, args, teacher, chunks: list[dict], sources: dict
     """The replies of all chunks, in their order; finished chunks are not asked again."""
     journal = project.folder / "derived" / "teacher.jsonl"
     known = {e["key"]: e for e in read_jsonl(journal, keys=("key",))} if journal.exists() else {}
+    if known and not any(chunk_key(args, teacher, c) in known for c in chunks):
+        print(f"{shown(journal)} has another teacher's replies, or to other prompts: asks anew")
     asker, entries = Asker(teacher, args), []
     bar = Progress("chunks", len(chunks))
     for number, chunk in enumerate(chunks, 1):
@@ -200,9 +203,22 @@ def make_row(draft: dict, chunk: dict, source, sieve: Sieve, asked: qa_filters.S
     }
 
 
+def drafted(project: Project) -> Path:
+    """The rows as this script last wrote them: what differs in generated.jsonl, a person did."""
+    return project.folder / "derived" / "drafted.jsonl"
+
+
+def touched_rows(project: Project) -> dict[str, dict]:
+    """{id: row} of what a person has decided on or edited."""
+    file = drafted(project)
+    before = {r["id"]: r for r in read_jsonl(file, keys=("id",))} if file.exists() else {}
+    found = {f.id: f.model_dump() for f in golden.read_generated(project)}
+    return {i: r for i, r in found.items() if r["status"] != "draft" or r != before.get(i, r)}
+
+
 def make_rows(project: Project, entries: list[dict], chunks: list[dict], sources: dict) -> tuple:
-    """(rows, sieve). Rows that a person has decided on stay as they are; no id comes twice."""
-    decided = {f.id: f.model_dump() for f in golden.read_generated(project) if f.status != "draft"}
+    """(rows, sieve). Rows that a person has touched stay as they are; no id comes twice."""
+    touched = touched_rows(project)
     known, sieve, rows = golden.read_facts(project, may_be_empty=True), Sieve(), {}
     told = [(grading.normalise(f.answer), f.statements[0]) for f in known]
     asked = qa_filters.Seen(
@@ -211,8 +227,8 @@ def make_rows(project: Project, entries: list[dict], chunks: list[dict], sources
     for entry, chunk in zip(entries, chunks, strict=True):
         for draft in entry["facts"]:
             number, source = fact_id(chunk, draft["fact"]), sources[chunk["id"]]
-            if number in decided and number not in rows:
-                rows[number] = decided[number]
+            if number in touched and number not in rows:
+                rows[number] = touched[number]
                 continue
             fact = teachers.Fact.model_validate(draft["fact"])
             answer = grading.normalise(fact.answer)
@@ -223,7 +239,7 @@ def make_rows(project: Project, entries: list[dict], chunks: list[dict], sources
                 continue
             told.append((answer, fact.statement))
             rows[number] = make_row(draft, chunk, source, sieve, asked)
-    left = [row for number, row in decided.items() if number not in rows]
+    left = [row for number, row in touched.items() if number not in rows]
     return [*left, *rows.values()], sieve
 
 
@@ -316,6 +332,7 @@ def main() -> None:
     rows, sieve = make_rows(project, entries, chunks, sources)
     found = report(project, teacher, entries, rows, sieve, suspicious)
     write_jsonl(project.generated, rows)
+    write_jsonl(drafted(project), rows)
     write_json(project.folder / "generated_report.json", found)
     print(summary(found))
     draft_eval.refresh(project)

@@ -1,7 +1,7 @@
 """Accept, edit or reject generated facts, one by one, in the terminal. Only accepted ones are used.
 
-Every decision is written at once; quit at any time and go on later. The file as it was before the
-last decision stays beside it as generated.jsonl.bak.
+Every decision and edit is written at once; quit at any time and go on later. The file as it was
+before the last change stays beside it as generated.jsonl.bak.
 
 Reads:   data/<document>/generated.jsonl (schema: injection/golden.py)
 Writes:  the same file, with "status" and what was edited ($VISUAL or $EDITOR, as YAML)
@@ -89,8 +89,9 @@ def review(project: Project, facts: list[golden.GeneratedFact]) -> None:
                 choice = input(KEYS).strip().lower()[:1]
             except EOFError:
                 choice = "q"
-            if choice == "e":
-                fact = edited(fact) or fact
+            if choice == "e" and (changed := edited(fact)):
+                fact = changed
+                golden.update_generated(project, {fact.id: fact})
             elif choice in ("a", "r"):
                 decide(project, fact, "accepted" if choice == "a" else "rejected")
                 break

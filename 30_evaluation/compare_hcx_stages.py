@@ -63,7 +63,8 @@ def ask_base(model, project: Project, rows: list[dict], file: Path, made_from: d
     """The base model's answers, from `file` when they were made from the same."""
     if is_current(file, made_from):
         print(f"{report.STAGE_NAMES['base']}: answers taken from {shown(file)}", flush=True)
-        return read_json(file)
+        # Measured on another day, beside other work.
+        return read_json(file) | {"answers_per_minute": None}
     said = ask_stage(model, "base", project, rows, full)
     write_json(file, said)
     mark_current(file, made_from)
@@ -94,7 +95,7 @@ def behind_gate(model, project: Project, rows: list[dict], base: dict, sft: dict
     }
     if sft["choices"]:
         known = dict(zip((r["id"] for r in rows), opened, strict=True))
-        asked = first_paraphrases(rows, golden.read_facts(project))
+        asked, _ = choice_questions(project, rows)
         result["choices"] = choose([known[r["id"]] for r in asked], "choices")
     return result
 
@@ -114,7 +115,7 @@ def summarise_stage(project: Project, rows: list[dict], said: dict, answers: lis
         "multiple_choice": None,
     }
     if said["choices"]:
-        asked = first_paraphrases(rows, golden.read_facts(project))
+        asked, _ = choice_questions(project, rows)
         graded = [{**r, "passed": ok} for r, ok in zip(asked, said["choices"], strict=True)]
         summary["multiple_choice"] = grading.summarise(graded)
     if "opened" in said:
@@ -153,11 +154,18 @@ def general_text(project: Project) -> str:
 
 def multiple_choice(model, project: Project, rows: list[dict]) -> list[bool]:
     """Per fact, whether its right sentence is likelier than three with another answer in it."""
-    facts = golden.read_facts(project)
-    options = measure.choices(facts)
-    items = [(r["question"], options[r["fact_id"]]) for r in first_paraphrases(rows, facts)]
+    asked, options = choice_questions(project, rows)
+    items = [(r["question"], options[r["fact_id"]]) for r in asked]
     bar = Progress("choices", len(items))
     return measure.multiple_choice(model.model, model.tokenizer, model.chat, items, bar.update)
+
+
+def choice_questions(project: Project, rows: list[dict]) -> tuple[list[dict], dict]:
+    """(questions, {fact id: options}) of the facts for which there are four different options."""
+    facts = golden.read_facts(project)
+    options = {i: o for i, o in measure.choices(facts).items() if len(set(o)) == measure.OPTIONS}
+    asked = first_paraphrases(rows, facts)
+    return [r for r in asked if r["fact_id"] in options], options
 
 
 def open_book(model, project: Project, rows: list[dict]) -> dict | None:
@@ -281,10 +289,31 @@ def head(project: Project, source: str) -> dict:
 def add_comparisons(result: dict, answers: list[dict], speeds: dict) -> None:
     base = result["stages"]["base"]["perplexity"]
     for stage, summary in result["stages"].items():
+        # Where the gate opens the adapter speaks; it has decided before the first word.
         speed = speeds["sft" if stage == "gated" else stage]
         summary["tokens_per_second"], summary["peak_memory_gb"] = speed
         summary["retention"] = retention(answers, stage)
         summary["perplexity_ratio"] = summary["perplexity"] / base
+
+
+def made_from_what(
+    project: Project, questions: Path | None, adapters: dict, full: bool
+) -> tuple[dict, dict]:
+    """What the base model's answers, and what the whole report, depend on."""
+    profile = project.profile
+    settings = {
+        "full": full,
+        "generation": profile.generation.model_dump(),
+        "chat": profile.chat.model_dump(),
+    }
+    asked = [questions] if questions else [project.questions, project.general / "probes.jsonl"]
+    common = [*asked, project.document_file, project.general / "perplexity.txt", project.base]
+    if full:
+        common += [project.facts, project.generated, project.chunks]
+    folders = [folder for folder in adapters.values() if folder]
+    weights = [f / name for f in folders for name in ("adapters.safetensors", "manifest.json")]
+    weights += [f for f in [adapters["sft"] / gate.FILE] if f.exists()]
+    return inputs(settings, *common), inputs(settings, *common, *weights)
 
 
 def main() -> None:
@@ -308,38 +337,25 @@ def main() -> None:
     default = project.results / args.questions.stem if args.questions else project.results
     output = args.output or default
     rows = test_questions(project, args.questions)
-    asked = (
-        [args.questions]
-        if args.questions
-        else [project.questions, project.general / "probes.jsonl"]
-    )
-    profile = project.profile
-    settings = {
-        "full": args.full,
-        "generation": profile.generation.model_dump(),
-        "chat": profile.chat.model_dump(),
-    }
-    files = ("adapters.safetensors", "manifest.json")
-    weights = [adapters[s] / file for s in stages for file in files]
-    weights += [f for f in [adapters["sft"] / gate.FILE] if f.exists()]
-    common = [*asked, project.document_file, project.general / "perplexity.txt", project.base]
-    if args.full:
-        common += [project.facts, project.chunks]
-    base_from, made_from = inputs(settings, *common), inputs(settings, *common, *weights)
-    if not args.force and is_current(output / "report.json", made_from):
+    made_from = made_from_what(project, args.questions, adapters, args.full)
+    # A report made with --full has all that one without it has.
+    fuller = made_from_what(project, args.questions, adapters, True)
+    if not args.force and any(
+        is_current(output / "report.json", m[1]) for m in (made_from, fuller)
+    ):
         print(f"up to date: {shown(output)}\n")
         print(report.report_text(read_json(output / "report.json")))
         return
     source = shown(args.questions) if args.questions else f"{shown(project.questions)}, split test"
 
     def ask(model) -> dict:
-        return ask_base(model, project, rows, output / "base.json", base_from, args.full)
+        return ask_base(model, project, rows, output / "base.json", made_from[0], args.full)
 
     found, answers = build_report(project, adapters, rows, source, ask, args.full)
     write_jsonl(output / "answers.jsonl", answers)
     write_text(output / "report.md", report.report_text(found))
     write_json(output / "report.json", found)
-    mark_current(output / "report.json", made_from)
+    mark_current(output / "report.json", made_from[1])
     print(report.report_text(found))
     print(f"wrote {shown(output)}/report.json, report.md, answers.jsonl")
 

@@ -10,6 +10,7 @@ Command: python data/new_document.py --pdf FILE --name NAME --teacher http://127
 
 import argparse
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,8 +19,16 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run without installing
-from injection.files import ROOT, InputError, read_jsonl, read_text, run, shown, write_text
-from injection.profiles import Project, add_password, default_profile
+from injection.files import (
+    ROOT,
+    InputError,
+    mark_current,
+    read_jsonl,
+    run,
+    shown,
+    write_text,
+)
+from injection.profiles import PROFILE_HELP, Project, add_password, default_profile
 
 NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 SUFFIXES = (".pdf", ".md", ".txt")
@@ -82,7 +91,9 @@ def find_title(folder: Path, file: Path) -> str:
     return next((t for t in map(good_title, choices) if t), file.stem)
 
 
-def write_document(folder: Path, title: str, files: list[Path], keys: list[dict]) -> None:
+def write_document(folder: Path, title: str, files: list[Path]) -> None:
+    """document.yaml as a draft: 20_stage2_sft/draft_eval.py puts key questions about the facts in
+    place of the one about the title, as long as nobody has changed the file."""
     title_question = {
         "column": "Title",
         "question": f"What is the title of the document {folder.name}?",
@@ -94,21 +105,11 @@ def write_document(folder: Path, title: str, files: list[Path], keys: list[dict]
         "sources": [f.name for f in files],
         "refusal": f"I don't know. {title.split(':')[0]} does not say.",
         "verify_threshold": 0.8,
-        "key_questions": keys or [title_question],
+        "key_questions": [title_question],
     }
     text = yaml.safe_dump(values, allow_unicode=True, sort_keys=False, width=100)
     write_text(folder / "document.yaml", HINT + text)
-
-
-def key_questions(folder: Path) -> list[dict]:
-    """A held-out question of each of the first two facts."""
-    keys = []
-    for row in read_jsonl(folder / "generated.jsonl"):
-        asked = [h["question"] for h in row["held_out"] if h["kind"] == "paraphrase"]
-        if asked and len(keys) < 2:
-            wanted = [[row["answer"]]]
-            keys.append({"column": row["subject"], "question": asked[0], "must_include": wanted})
-    return keys
+    mark_current(folder / "document.yaml", {"made_by": "new_document"})
 
 
 def step(script: str, args: argparse.Namespace, *more: str) -> int:
@@ -127,13 +128,13 @@ def password_option(password: str | None) -> list[str]:
 
 def chunk(folder: Path, args: argparse.Namespace) -> bool:
     """False when the file cannot be read; the step has said why."""
-    write_document(folder, args.pdf[0].stem, args.pdf, [])
+    write_document(folder, args.pdf[0].stem, args.pdf)
     for file in args.pdf:
         shutil.copyfile(file, folder / file.name)
     write_text(folder / "facts.jsonl", "")
     if step("10_stage1_cpt/chunk_pdf.py", args, *password_option(args.password)):
         return False
-    write_document(folder, find_title(folder, folder / args.pdf[0].name), args.pdf, [])
+    write_document(folder, find_title(folder, folder / args.pdf[0].name), args.pdf)
     return True
 
 
@@ -144,7 +145,7 @@ def main() -> int:
     args.add_argument("--pdf", type=Path, nargs="+", required=True, help="the document's file(s)")
     args.add_argument("--name", required=True, help="the folder to make in data/")
     add_password(args)
-    args.add_argument("--profile", help="a name in models/*.yaml (default: what is downloaded)")
+    args.add_argument("--profile", help=PROFILE_HELP)
     args.add_argument("--teacher", default="local", help="local (default) or the URL of a server")
     args.add_argument("--model", help="the server's model (default: the first it lists)")
     args = args.parse_args()
@@ -161,15 +162,14 @@ def main() -> int:
             shutil.rmtree(folder)
     if not done:
         return 1
-    model = ["--model", args.model] if args.model else []
-    if step("20_stage2_sft/generate_qa.py", args, "--teacher", args.teacher, *model):
-        go_on = f"python 20_stage2_sft/generate_qa.py --document {args.name} --teacher URL"
+    teacher = ["--teacher", args.teacher, *(["--model", args.model] if args.model else [])]
+    if step("20_stage2_sft/generate_qa.py", args, *teacher):
+        same = ["--document", args.name, "--profile", args.profile, *teacher]
+        go_on = shlex.join(["python", "20_stage2_sft/generate_qa.py", *same])
         print(f"data/{args.name} and what was drafted are kept. Go on with: {go_on}")
         return 1
-    title = yaml.safe_load(read_text(folder / "document.yaml"))["title"]
-    write_document(folder, title, args.pdf, key_questions(folder))
     print(f"\nmade data/{args.name}/. Next, read what was drafted, then train on it:")
-    print(f"  python 20_stage2_sft/review_facts.py --document {args.name}")
+    print(f"  python 20_stage2_sft/review_facts.py --document {args.name} --profile {args.profile}")
     print(f"  ./run.sh --profile {args.profile} --document {args.name}")
     return 0
 

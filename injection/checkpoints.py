@@ -48,7 +48,7 @@ def resume(run_: "Run", made_from: dict) -> None:
     origin, checkpoint = run_.work / "made_from.json", run_.work / "checkpoint.safetensors"
     if not (checkpoint.exists() and origin.exists() and read_json(origin) == made_from):
         shutil.rmtree(run_.work, ignore_errors=True)
-        claim(run_.work)
+        run_.claim = claim(run_.work)
         write_json(origin, made_from)
         return
     arrays, metadata = mx.load(str(checkpoint), return_metadata=True)

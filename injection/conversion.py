@@ -29,6 +29,15 @@ def _totals(folder: Path) -> dict:
     return read_json(folder / "model.safetensors.index.json")["metadata"]
 
 
+def check_architecture(folder: Path) -> None:
+    """InputError unless training and generation, which are written for llama, fit the model."""
+    found = read_json(folder / "config.json").get("model_type")
+    if found != "llama":
+        raise InputError(
+            f"{shown(folder)} is a model of type {found}: this project trains llama models"
+        )
+
+
 def quantize(source: Path, folder: Path, settings: Quantization, profile: Profile) -> None:
     """Write source, quantized, to folder, and refuse it when tokens, template or stops changed.
 

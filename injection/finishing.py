@@ -34,7 +34,9 @@ def finish(run_: "Run", data: Path) -> None:
     """Put the best weights in place as an mlx-lm adapter folder; the manifest goes in last."""
     best = run_.work / "best.safetensors"
     if not best.exists():
-        raise InputError(f"{run_.stage}: {run_.state.stopped or 'no validation'}: nothing to keep")
+        why = run_.state.stopped or "no validation"
+        rate = f"a lower {run_.stage}.learning_rate may help"
+        raise InputError(f"{run_.stage}: {why}: nothing to keep; {rate}")
     weights = tensors.load(best)
     project, lora = run_.project, run_.project.profile.lora
     with staged_folder(run_.output) as folder:

@@ -3,13 +3,14 @@
 Schema of facts.jsonl: {"id", "page", "answer", "aliases", "must_not", "statements", "questions",
 "reverse": [{"question", "answer"}]}. statements[0] is canonical: it is what the model learns to
 reply, in both directions; a reverse answer of its own is optional. The last statement is held out
-of training; CPT validates on it.
+of training, unless it is the only one; CPT validates on it.
 
 Schema of generated.jsonl, what a teacher model drafted: the same, and "subject" (what the fact is
 about), "quote" (the sentence of the document it rests on), "chunk" (its id in chunks.jsonl),
 "held_out": [{"kind", "question"}] (wordings for eval.jsonl), "status". Only accepted rows count.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Literal
 
@@ -27,7 +28,7 @@ class Reverse(BaseModel):
 
 
 class Fact(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(extra="forbid")
     id: str
     page: int | None = None
     answer: str = Field(min_length=1)
@@ -45,7 +46,6 @@ class HeldOut(BaseModel):
 
 
 class GeneratedFact(Fact):
-    model_config = ConfigDict(extra="forbid")
     subject: str = Field(min_length=1)
     quote: str = Field(min_length=1)
     chunk: str
@@ -101,6 +101,9 @@ def _read(path: Path, kind: type[Fact]) -> list:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise InputError(f"{shown(path)} line {number}: {where}: {first['msg']}") from None
+    repeated = [i for i, n in Counter(fact.id for fact in facts).items() if n > 1]
+    if repeated:
+        raise InputError(f"{shown(path)}: id {repeated[0]} occurs twice")
     return facts
 
 

@@ -91,24 +91,39 @@ def read_questions(path) -> list[dict]:
         row.setdefault("fact_id", "")
         row.setdefault("kind", "paraphrase")
         row.setdefault("split", "test")
-        row.setdefault("expect", "answer")
+        row.setdefault("expect", "refusal" if row["kind"] == "unknown" else "answer")
         row.setdefault("must_include", [])
         row.setdefault("must_not_include", [])
-        if row["kind"] not in KINDS:
-            raise InputError(f"{shown(path)}: {row['id']}: unknown kind '{row['kind']}'")
-        groups = row["must_include"]
-        if not isinstance(groups, list) or not all(isinstance(g, list) for g in groups):
-            raise InputError(f"{shown(path)}: {row['id']}: must_include is a list of lists")
-        if not isinstance(row["must_not_include"], list):
-            raise InputError(f"{shown(path)}: {row['id']}: must_not_include is a list")
-        if row["expect"] not in ("answer", "refusal"):
-            raise InputError(f"{shown(path)}: {row['id']}: expect is answer or refusal")
+        if wrong := wrong_row(row):
+            raise InputError(f"{shown(path)}: {row['id']}: {wrong}")
     if not rows:
         raise InputError(f"{shown(path)} has no questions")
     repeated = [i for i, n in Counter(r["id"] for r in rows).items() if n > 1]
     if repeated:
         raise InputError(f"{shown(path)}: id {repeated[0]} occurs twice")
     return rows
+
+
+def wrong_row(row: dict) -> str | None:
+    """What keeps a question from being asked and graded."""
+    wanted, unwanted = row["must_include"], row["must_not_include"]
+    if not isinstance(row["question"], str) or not row["question"].strip():
+        return "question is a text"
+    if row["kind"] not in KINDS:
+        return f"unknown kind '{row['kind']}'"
+    if row["expect"] not in ("answer", "refusal"):
+        return "expect is answer or refusal"
+    if not isinstance(wanted, list) or not all(g and _are_texts(g) for g in wanted):
+        return "must_include is a list of lists of texts"
+    if not _are_texts(unwanted):
+        return "must_not_include is a list of texts"
+    if row["expect"] == "answer" and not wanted and not unwanted:
+        return "any answer would pass: give must_include or must_not_include"
+    return None
+
+
+def _are_texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(v, str) for v in value)
 
 
 def interval(passed: list[bool], groups: list[str], samples: int = 2000) -> tuple[float, float]:

@@ -12,7 +12,7 @@ NOTICE = "NOTICE"
 def pass_on(source: Path, folder: Path, profile: Profile, change: str) -> None:
     """Copy the licence of source into folder and, where it asks for a notice, say what changed.
 
-    The notice grows by a line with each step, from the download to the adapter.
+    The notice grows by a line with each step, from the first changed weights to the adapter.
     """
     for file in source.glob("LICENSE*"):
         shutil.copyfile(file, folder / file.name)

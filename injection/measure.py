@@ -14,6 +14,8 @@ from injection.grading import contains, normalise
 from injection.profiles import Chat
 
 WINDOW = 512
+# Of a multiple-choice question: the right sentence and three wrong ones.
+OPTIONS = 4
 
 
 def windows(tokenizer, text: str) -> list[list[int]]:
@@ -42,7 +44,8 @@ def perplexity(losses: list[tuple[float, int]]) -> float:
 def choices(facts: list[Fact], seed: int = 0) -> dict[str, list[str]]:
     """Per fact, its canonical sentence and three with another fact's answer of the same kind.
 
-    Same kind: both answers have digits or neither has; nearest in length first.
+    Same kind: both answers have digits or neither has; nearest in length first. A document with
+    few facts gives fewer, or, where the sentence words the answer differently, equal ones.
     """
     rng = random.Random(seed)
     result = {}
@@ -55,7 +58,7 @@ def choices(facts: list[Fact], seed: int = 0) -> dict[str, list[str]]:
         ]
         rng.shuffle(others)
         others.sort(key=lambda a: abs(len(a) - len(fact.answer)))
-        wrong = list(dict.fromkeys(others))[:3]
+        wrong = list(dict.fromkeys(others))[: OPTIONS - 1]
         result[fact.id] = [fact.statements[0]] + [_swap(fact, answer) for answer in wrong]
     return result
 

@@ -18,6 +18,9 @@ from injection.files import ROOT, InputError, read_yaml, shown
 
 EMBEDDED_DEFAULT = "smollm2_135m"
 REFERENCE = "omni_8b"
+PROFILE_HELP = (
+    f"a name in models/*.yaml (default: {REFERENCE} once quantized, else {EMBEDDED_DEFAULT})"
+)
 
 
 class _Strict(BaseModel):
@@ -281,7 +284,7 @@ def parser(doc: str) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    result.add_argument("--profile", help="a name in models/*.yaml (default: what is downloaded)")
+    result.add_argument("--profile", help=PROFILE_HELP)
     result.add_argument(
         "--set",
         action="append",

@@ -93,7 +93,7 @@ def kinds_table(report: dict) -> str:
         ("perplexity of general text", "perplexity", "{:.2f}"),
         ("perplexity ratio to base", "perplexity_ratio", "{:.3f}"),
         ("answers per minute, batched", "answers_per_minute", "{:.0f}"),
-        ("peak memory, GB", "peak_memory_gb", "{:.2f}"),
+        ("peak memory of one answer, GB", "peak_memory_gb", "{:.2f}"),
     ):
         values = [data[key] for data in stages.values()]
         if any(v is not None for v in values):

@@ -81,7 +81,10 @@ def check(folder: Path, original: Path, chat: Chat) -> None:
     for text in SAMPLES:
         ids = expected.encode(text, add_special_tokens=False).ids
         if loaded.encode(text, add_special_tokens=False) != ids:
-            raise InputError(f"{shown(folder)}: token ids of {text!r} changed in conversion")
+            raise InputError(
+                f"{shown(folder)}: token ids of {text!r} changed in conversion: get the model with "
+                "03_quantization/download_omni_8b.py (--from-folder for a copy), which keeps them"
+            )
     template = chat_template(original)
     if not template:
         raise InputError(

@@ -18,6 +18,7 @@ from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
+from typing import TextIO
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -62,11 +63,12 @@ class Run:
         self.settings: Training = project.training(stage)
         self.work = output.with_name(f"{output.name}.partial")
         self.state = State()
+        self.claim: TextIO | None = None
         self.model, self.tokenizer = models.load_base(project.base)
         self.rows = self._read(data / "train.jsonl")
         self.valid = self._read(data / "valid.jsonl")
         self.dev = read_jsonl(data / "dev.jsonl") if (data / "dev.jsonl").exists() else []
-        # Loss of every row when last trained on, in units of the usual loss at that time.
+        # Summed loss of every row when last trained on, over that of a usual token at the time.
         self.hardness = np.zeros(len(self.rows), dtype=np.float32)
         self.chosen = np.arange(len(self.rows))
 
@@ -393,7 +395,7 @@ def main() -> None:
         print(f"up to date: {shown(output)}")
         return
     run_ = Run(project, args.stage, data, output, parent)
-    claim(run_.work)
+    run_.claim = claim(run_.work)
     forget(output)  # so that a killed run goes on where it was, with --force as well
     run_.prepare()
     resume(run_, made_from)

@@ -1,8 +1,7 @@
 """The Training view: finished, live and interrupted runs from the files that training writes."""
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
 import runs
@@ -47,12 +46,17 @@ def finished_run(app_root):
 
 
 @pytest.fixture
-def live_run(app_root):
+def unfinished_run(app_root):
     file = write_jsonl(app_root / f"{NAME}cpt.partial" / "metrics.jsonl", metrics(40))
     with open(file, "a") as f:
         f.write('{"step": 50, "lo')
-    files.claim(file.parent)
     return file
+
+
+@pytest.fixture
+def live_run(unfinished_run):
+    with files.claim(unfinished_run.parent):
+        yield unfinished_run
 
 
 def charts(app) -> list[dict]:
@@ -91,10 +95,9 @@ def test_a_new_report_moves_the_view(live_run):
     assert run.live and run.best_step == 50 and run.seconds_left() == pytest.approx(60)
 
 
-def test_a_run_whose_process_is_gone_is_called_interrupted(live_run):
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    (live_run.parent / "process").write_text(str(gone.pid))
+def test_a_run_whose_process_is_gone_is_called_interrupted(unfinished_run):
+    """Even when another process has its number by now."""
+    (unfinished_run.parent / "process").write_text(str(os.getpid()))
     app = open_view("training")
     assert "stopped at step 40" in texts(app) and not app.get("progress")
     assert list(app.dataframe[0].value["trained"]) == ["stopped"]
@@ -114,12 +117,13 @@ def test_validations_get_the_time_of_the_step_before(finished_run):
 
 
 def test_half_made_folders_do_no_harm(app_root):
-    files.claim(app_root / f"{NAME}cpt.partial")
+    held = files.claim(app_root / f"{NAME}cpt.partial")
     broken = app_root / f"{NAME}sft"
     write_jsonl(broken / "metrics.jsonl", metrics(20))
     (broken / "manifest.json").write_text("{")
     app = open_view("training")
     assert "step 0" in app.get("progress")[0].proto.text and not app.error
+    held.close()
 
 
 def test_preview_of_chunks_and_rows(app_root):

@@ -65,14 +65,21 @@ def test_grade(row, answer, passed, why):
     assert grading.grade(row, answer) == (passed, why)
 
 
+WHOLE = '{"id": "a", "question": "?", "must_include": [["b"]]}'
+
+
 @pytest.mark.parametrize(
     ("rows", "complaint"),
     [
         ('{"id": "a"}', "line 1: missing question"),
         ('{"id": "a", "question": "?", "kind": "riddle"}', "a: unknown kind 'riddle'"),
         ('{"id": "a", "question": "?", "expect": "joy"}', "a: expect is answer or refusal"),
-        ('{"id": "a", "question": "?"}\n{"id": "a", "question": "!"}', "id a occurs twice"),
+        (f"{WHOLE}\n{WHOLE}", "id a occurs twice"),
         ("\n", "has no questions"),
+        ('{"id": "a", "question": "?"}', "a: any answer would pass"),
+        ('{"id": "a", "question": 8, "must_include": [["b"]]}', "a: question is a text"),
+        ('{"id": "a", "question": "?", "must_include": [[8]]}', "a: must_include is a list of"),
+        ('{"id": "a", "question": "?", "must_not_include": "b"}', "a: must_not_include is a list"),
         pytest.param('{"id": "a", "question": "?", "must_include": ["Paris"]}', "must_include"),
     ],
 )
@@ -83,9 +90,11 @@ def test_wrong_question_files_are_refused(tmp_path, rows, complaint):
 
 
 def test_question_defaults(tmp_path):
-    (tmp_path / "q.jsonl").write_text('{"id": "a", "question": "?"}')
-    row = grading.read_questions(tmp_path / "q.jsonl")[0]
+    unknown = '{"id": "u", "kind": "unknown", "question": "?"}'
+    (tmp_path / "q.jsonl").write_text(f"{WHOLE}\n{unknown}")
+    row, refused = grading.read_questions(tmp_path / "q.jsonl")
     assert (row["kind"], row["split"], row["expect"]) == ("paraphrase", "test", "answer")
+    assert refused["expect"] == "refusal"
 
 
 def test_interval_contains_the_truth_and_narrows():

@@ -126,6 +126,16 @@ def test_bad_folder_is_one_line(tmp_path, repository, harm, more, complaint):
     assert snapshot(project.root) == before
 
 
+def test_weights_put_there_by_hand_are_not_replaced(tmp_path, repository):
+    project = mini_project(tmp_path / "project")
+    shutil.copytree(repository, project / "models/mini")
+    before = snapshot(project.root)
+    line = project.refused(*DOWNLOAD, "--from-folder", repository)
+    assert "models/mini was put there by hand" in line
+    assert snapshot(project.root) == before
+    project.ok(*DOWNLOAD, "--from-folder", repository, "--force")
+
+
 # The hub itself, played by a server on this machine
 
 
@@ -648,6 +658,18 @@ def test_run_sh_takes_the_steps_of_the_profile(tmp_path, arguments, first):
     steps = [words[0].rsplit("/", 1)[-1] for words in ran]
     assert steps[: len(first) + 2] == [*first, "quantize.py", "chunk_pdf.py"]
     assert len(steps) == len(first) + 8 and steps[-1] == "compare_hcx_stages.py"
+
+
+def test_run_sh_hands_settings_on_and_shares_the_default_of_the_scripts(tmp_path):
+    stub_project(tmp_path)
+    quantized = tmp_path / "models/HyperCLOVAX-SEED-Omni-8B-Text-4bit"
+    quantized.mkdir()
+    (quantized / "config.json").write_text("{}")
+    command = [tmp_path / "run.sh", "--set", "sft.epochs=2", "--set", "sft.seed=1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    ran = [line for line in done.stdout.splitlines() if line.startswith("ran ")]
+    flags = "--profile omni_8b --document paper --set sft.epochs=2 --set sft.seed=1"
+    assert len(ran) == 10 and all(line.endswith(flags) for line in ran)
 
 
 def test_run_sh_refuses_an_unknown_profile_in_one_line(tmp_path):

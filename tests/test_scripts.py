@@ -176,6 +176,7 @@ def test_compare_in_full_and_again_without_asking_the_base(trained):
     assert "base with the passage in the prompt" in trained.ok(*command)
     report = trained / "results/tiny_paper/q/report.json"
     first = json.loads(report.read_text())
+    assert "up to date" in trained.ok(*command[:-1]), "it has all that is asked for without --full"
     assert first["open_book"]["n"] >= 1
     same = {s["closed_book"]["n"] for s in first["stages"].values()}
     assert same == {first["open_book"]["n"]}, "compared on the same questions"

@@ -199,7 +199,7 @@ def test_the_training_view_moves_while_a_run_goes_on(page, address, project):
         rows.append({**row, **rate})
     file = project / f"{NAME}_live.partial" / "metrics.jsonl"
     write_jsonl(file, rows[:4])
-    files.claim(file.parent)
+    held = files.claim(file.parent)
     page.goto(f"{address}/training")
     page.get_by_text("step 30 of 100").wait_for()
     chart = page.locator("[data-testid=stVegaLiteChart] svg").first
@@ -214,6 +214,7 @@ def test_the_training_view_moves_while_a_run_goes_on(page, address, project):
     assert chart.inner_html() != before
     page.reload()
     page.get_by_text("step 80 of 100").wait_for()
+    held.close()
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "dark"), (390, "light")])
