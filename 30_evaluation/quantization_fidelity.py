@@ -2,8 +2,8 @@
 
 Mean KL divergence of the next-token probabilities, share of tokens where both think the same one
 most likely, perplexity, and size, on a fixed text. One layer of one model is in memory at a time
-(injection/fidelity.py), so 8 billion parameters fit where the two models do not. What is not there yet is
-quantized into a temporary folder.
+(injection/fidelity.py), so 8 billion parameters fit where the two models do not. What is not there
+yet is quantized into a temporary folder.
 
 Reads:   models/<source folder>/, models/<4-bit folder>/ when it is up to date,
          data/general/perplexity.txt

@@ -266,7 +266,7 @@ CASES = {
     "old encryption": Case(lambda p: encrypted(p, "tide", "x", "RC4-128"), password="tide"),
     "scan": Case(raw(lambda: scans(0, 4)), UNFIT),
     "mostly scanned": Case(raw(lambda: scans(2, 4)), UNFIT),
-    "one page scanned": Case(raw(lambda: scans(5, 1)), report=("left_out",)),
+    "one page scanned": Case(raw(lambda: scans(5, 1)), report=('"left_out": [{"page": 6, "why"',)),
     "blank pages": Case(raw(lambda: document([b"", b""])), NO_TEXT),
     "no pages": Case(
         raw(lambda: pdf({1: b"<< /Pages 2 0 R >>", 2: b"<< /Kids [] /Count 0 >>"})), "PDF"
@@ -295,7 +295,9 @@ CASES = {
     "right to left": Case(raw(lambda: composite(visual(HEBREW * 3), {})), has="המגדלור של ורן"),
     "Korean": Case(raw(lambda: composite(KOREAN * 3, {})), has="등대지기는 밤마다"),
     "one word of 40,000 letters": Case(
-        raw(lambda: document([show(STORY)] * 4 + [show("x" * 40_000)])), report=("left_out",)
+        raw(lambda: document([show(STORY)] * 4 + [show("x" * 40_000)])),
+        lacks="x" * 50,
+        report=('"left_out": [{"page": 5, "why"',),
     ),
     "name with spaces and Unicode": Case(
         raw(lambda: document([show(STORY)])), name="Отчёт № 1 – résumé 연구 (final).pdf"

@@ -173,7 +173,13 @@ def test_abort_ends_a_running_worker(slow):
     running, queued = (engine.submit(question(f"q{i}", max_tokens=100)) for i in range(2))
     model.allowed.release(1)
     until(running, "word0 ")
-    model.allowed.release(1)
+
+    def go_on():
+        for answer in (running, queued):
+            answer.cancelled.wait(60)
+        model.allowed.release(1000)
+
+    threading.Thread(target=go_on).start()
     engine.abort()
     assert (running.state, queued.state) == ("stopped", "stopped") and not engine.loaded
 

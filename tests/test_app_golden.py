@@ -1,6 +1,7 @@
 """The Golden data view: edits land in the file, whole, checked and with a backup."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import tabs
@@ -164,6 +165,16 @@ def test_a_duplicated_browser_tab_edits_a_copy(facts, monkeypatch):
     monkeypatch.undo()
     editing = tabs.shared()[1][key].editing[facts]
     assert [row["answer"] for row in editing.rows] == ["typed here", "answer 2"]
+
+
+def test_a_reloaded_browser_tab_edits_no_copy(facts, monkeypatch):
+    """A reload is a page of its own too, but the one before it has ended."""
+    app = open_view("golden")
+    key = app.query_params["tab"]
+    monkeypatch.setattr(tabs, "session_id", lambda: "the other one")
+    ended = SimpleNamespace(is_active_session=lambda session: False)
+    monkeypatch.setattr(tabs, "runtime", SimpleNamespace(get_instance=lambda: ended))
+    assert opened_at(key).query_params["tab"] == key
 
 
 def test_an_incomplete_fact_is_refused_in_one_line(facts):

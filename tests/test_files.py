@@ -6,35 +6,11 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from support import ROOT
 
 from injection import files
-
-
-def test_sigkill_during_writes_leaves_a_whole_file(tmp_path):
-    target = tmp_path / "rows.jsonl"
-    code = (
-        "import sys; from pathlib import Path; from injection import files\n"
-        "n = 0\n"
-        "while True:\n"
-        "    n += 1\n"
-        "    files.write_jsonl(Path(sys.argv[1]), [{'n': n, 'pad': 'x' * 1000}] * 300)\n"
-    )
-    for pause in (0.0, 0.011, 0.023, 0.037):
-        process = subprocess.Popen([sys.executable, "-c", code, str(target)], cwd=ROOT)
-        before = target.stat().st_mtime_ns if target.exists() else 0
-        deadline = time.monotonic() + 60
-        while not target.exists() or target.stat().st_mtime_ns == before:
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(pause)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        rows = files.read_jsonl(target, keys=("n", "pad"))
-        assert len(rows) == 300 and len({r["n"] for r in rows}) == 1
 
 
 def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path):
@@ -209,22 +185,42 @@ def test_full_disk_is_one_line(tmp_path):
     assert "no space left on disk" in done.stderr
 
 
-def test_write_that_hits_a_size_limit_keeps_the_old_file(tmp_path):
-    target = tmp_path / "a.txt"
-    files.write_text(target, "old")
+def write_beyond_limit(target, on_limit: str) -> subprocess.CompletedProcess:
+    """A process writes 5000 bytes and may write 1000: SIGXFSZ comes in the middle."""
 
     def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 
     code = (
-        "import sys; from pathlib import Path; from injection import files\n"
+        "import signal, sys; from pathlib import Path; from injection import files\n"
+        f"signal.signal(signal.SIGXFSZ, signal.{on_limit})\n"
         "files.write_text(Path(sys.argv[1]), 'x' * 5000)\n"
     )
     command = [sys.executable, "-B", "-c", code, str(target)]
-    done = subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, preexec_fn=limit, capture_output=True, text=True)
+
+
+def test_write_that_hits_a_size_limit_keeps_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    files.write_text(target, "old")
+    done = write_beyond_limit(target, "SIG_IGN")
     assert done.returncode and "File too large" in done.stderr
     assert target.read_text() == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_kill_in_the_middle_of_a_write_keeps_the_old_file(tmp_path):
+    target = tmp_path / "a.txt"
+    files.write_text(target, "old")
+    done = write_beyond_limit(target, "SIG_DFL")
+    assert done.returncode == -signal.SIGXFSZ, done.stderr
+    assert target.read_text() == "old"
+    (partial,) = tmp_path.glob(".*")
+    assert partial.stat().st_size == 1000, "it was killed while it wrote"
+    with open(target) as reader:
+        files.write_text(target, "new")
+        assert reader.read() == "old", "the new file takes its place, nothing is written into it"
     assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
 
 

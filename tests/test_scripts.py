@@ -7,6 +7,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import tomllib
 from http.server import BaseHTTPRequestHandler
 
 import pytest
@@ -305,27 +306,42 @@ def build_wheel(path) -> None:
         archive.writestr(f"{info}/RECORD", "")
 
 
-@pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrapper_calls_the_module_from_any_folder(tmp_path, wrapper):
-    path = ROOT / wrapper
-    assert os.access(path, os.X_OK)
-    assert subprocess.run(["bash", "-n", path]).returncode == 0
+def run_with_stub(tmp_path, wrapper, *arguments) -> subprocess.CompletedProcess:
+    """A wrapper called from another folder; its python prints where it is and what it is given."""
     stub = tmp_path / "python stub"
     stub.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\nexit 7\n')
     stub.chmod(stub.stat().st_mode | stat.S_IXUSR)
-    done = subprocess.run(
-        [path, "--max-steps", "3", "--output", "a b"],
+    return subprocess.run(
+        [wrapper, *arguments],
         cwd=tmp_path,
         env={**os.environ, "PYTHON": str(stub)},
         capture_output=True,
         text=True,
     )
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_wrapper_calls_the_module_from_any_folder(tmp_path, wrapper):
+    path = ROOT / wrapper
+    assert os.access(path, os.X_OK)
+    assert subprocess.run(["bash", "-n", path]).returncode == 0
+    done = run_with_stub(tmp_path, path, "--max-steps", "3", "--output", "a b")
     profile, document, stage = path.stem.removeprefix("train_").rsplit("_", 2)
     expected = ["-m", "injection.training", stage, "--profile", profile, "--document", document]
     where, *arguments = done.stdout.splitlines()
     assert (done.returncode, where) == (7, str(ROOT))
     assert arguments == [*expected, "--max-steps", "3", "--output", "a b"]
     assert profile in {f.stem for f in (ROOT / "models").glob("*.yaml")}
+
+
+def test_the_app_answers_this_machine_only_and_reports_nothing(tmp_path):
+    """Both the wrapper and the file that a plain `streamlit run` reads say so."""
+    given = run_with_stub(tmp_path, ROOT / "04_inference/run_ui.sh").stdout.splitlines()
+    assert given[given.index("--server.address") + 1] == "127.0.0.1"
+    assert given[given.index("--browser.gatherUsageStats") + 1] == "false"
+    config = tomllib.loads((ROOT / ".streamlit/config.toml").read_text())
+    assert config["server"]["address"] == "127.0.0.1"
+    assert config["browser"]["gatherUsageStats"] is False
 
 
 def test_first_line_names_profile_document_and_device(tiny_project):

@@ -2,8 +2,8 @@
 
 import json
 import re
+import shutil
 import signal
-import time
 
 import mlx.core as mx
 import pytest
@@ -11,7 +11,7 @@ from mlx_lm.tuner.utils import load_adapters
 from mlx_lm.utils import load_model
 from support import read_jsonl, snapshot
 
-from injection import files, models, profiles
+from injection import files, models, profiles, training
 from injection.files import InputError
 
 CPT, SFT = "adapters_tiny_paper_cpt", "adapters_tiny_paper_sft"
@@ -86,10 +86,34 @@ def refusals(project, *command, expected: str) -> None:
     assert snapshot(project / SFT) == before
 
 
-def test_cpt_adapter_of_another_base_is_refused(trained):
-    config = trained / "models/tiny-4bit/config.json"
+@pytest.fixture
+def prepare(trained_once, monkeypatch):
+    """SFT in this process up to its first step, from the trained CPT adapter or another one."""
+    for module in (profiles, training):
+        monkeypatch.setattr(module, "ROOT", trained_once.root)
+
+    def start(*settings: str, parent=trained_once / CPT) -> None:
+        project = profiles.Project("tiny", "paper", settings)
+        data, output = project.data("sft"), project.adapter("sft")
+        training.Run(project, "sft", data, output, parent).prepare()
+
+    return start
+
+
+@pytest.fixture
+def parent(trained_once, tmp_path):
+    """A copy of the CPT adapter for changing."""
+    return shutil.copytree(trained_once / CPT, tmp_path / CPT)
+
+
+def test_cpt_adapter_of_another_base_is_refused(prepare, parent, tiny_models, tmp_path):
+    base = shutil.copytree(tiny_models / "tiny-4bit", tmp_path / "base")
+    config = base / "config.json"
     config.write_text(config.read_text() + "\n")
-    refusals(trained, *trained.train("sft"), expected=f"{CPT} was trained on another base")
+    other = {**manifest(parent), "base": {"fingerprint": files.model_fingerprint(base)}}
+    (parent / "manifest.json").write_text(json.dumps(other))
+    with pytest.raises(InputError, match=f"{CPT} was trained on another base"):
+        prepare(parent=parent)
 
 
 @pytest.mark.parametrize(
@@ -102,24 +126,26 @@ def test_cpt_adapter_of_another_base_is_refused(trained):
         ("lora.layers=9", "lora.layers is 9, but the model has 4 layers"),
     ],
 )
-def test_cpt_adapter_of_another_shape_is_refused(trained, setting, expected):
-    refusals(trained, *trained.train("sft", "--set", setting), expected=expected)
+def test_cpt_adapter_of_another_shape_is_refused(prepare, setting, expected):
+    with pytest.raises(InputError, match=re.escape(expected)):
+        prepare(setting)
 
 
-def test_cpt_adapter_that_changes_nothing_is_refused(trained):
-    file = trained / CPT / "adapters.safetensors"
-    zero = {k: v * 0 if k.endswith("lora_b") else v for k, v in weights(trained / CPT).items()}
+def test_cpt_adapter_that_changes_nothing_is_refused(prepare, parent):
+    zero = {k: v * 0 if k.endswith("lora_b") else v for k, v in weights(parent).items()}
     mx.eval(zero)
-    mx.save_safetensors(str(file), zero)
-    refusals(trained, *trained.train("sft"), expected="changes nothing")
+    mx.save_safetensors(str(parent / "adapters.safetensors"), zero)
+    with pytest.raises(InputError, match="changes nothing"):
+        prepare(parent=parent)
 
 
-def test_cpt_adapter_with_other_weights_than_its_manifest_is_refused(trained):
+def test_cpt_adapter_with_other_weights_than_its_manifest_is_refused(prepare, parent):
     """The proof that SFT starts from CPT: the recorded validation loss must come out again."""
-    other = {k: v + 0.5 for k, v in weights(trained / CPT).items()}
+    other = {k: v + 0.5 for k, v in weights(parent).items()}
     mx.eval(other)
-    mx.save_safetensors(str(trained / CPT / "adapters.safetensors"), other)
-    refusals(trained, *trained.train("sft"), expected="gives validation loss")
+    mx.save_safetensors(str(parent / "adapters.safetensors"), other)
+    with pytest.raises(InputError, match="gives validation loss"):
+        prepare(parent=parent)
 
 
 def test_damaged_cpt_adapter_is_refused(trained):
@@ -136,34 +162,29 @@ def test_missing_cpt_adapter_is_refused_unless_none_is_wanted(tiny_project):
     assert manifest(tiny_project / SFT)["parent"] is None
 
 
-def checkpoint_step(file) -> int:
-    if not file.exists():
-        return 0
-    return json.loads(mx.load(str(file), return_metadata=True)[1]["state"])["step"]
+# Keeps checkpoints up to a step, and dies four steps later.
+KILLED = (
+    "import os, signal, sys\n"
+    "from injection import files, training\n"
+    "save, until = training.save_checkpoint, int(sys.argv.pop(1))\n"
+    "training.CHECKPOINT_SECONDS = 0\n"
+    "def save_or_die(run):\n"
+    "    if run.state.step <= until: save(run)\n"
+    "    elif run.state.step == until + 4: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "training.save_checkpoint = save_or_die\n"
+    "files.run(training.main)"
+)
 
 
 @pytest.mark.parametrize("stage", ["cpt", "sft"])
 def test_killed_run_resumes_exactly(trained, stage):
     """SIGKILL in the middle, twice; the result equals that of a run left alone."""
     command = trained.train(stage, "--output", "killed", "--set", f"{stage}.epochs=12")
-    code = (
-        "from injection import files, training\n"
-        "training.CHECKPOINT_SECONDS = 0\n"
-        "files.run(training.main)"
-    )
-    checkpoint = trained / "killed.partial/checkpoint.safetensors"
-    for until in (5, 17):
-        process = trained.start("-c", code, *command[2:])
-        deadline = time.monotonic() + 400
-        while checkpoint_step(checkpoint) < until and time.monotonic() < deadline:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.005)
-        process.kill()
-        process.communicate()
-        assert checkpoint_step(checkpoint) >= until
+    for until in (8, 17):  # the metrics of steps 10 and 20 lie beyond the checkpoint
+        done = trained.run("-c", KILLED, until, *command[2:])
+        assert done.returncode == -signal.SIGKILL, done.stderr
         assert not (trained / "killed").exists()
-    out = trained.ok(*command)
-    assert int(re.search(r"resumes at step (\d+)", out)[1]) >= 17
+    assert "resumes at step 17\n" in trained.ok(*command)
     trained.ok(*(part if part != "killed" else "alone" for part in command))
     assert largest_difference(weights(trained / "killed"), weights(trained / "alone")) < 1e-6
     killed, alone = manifest(trained / "killed"), manifest(trained / "alone")
@@ -198,11 +219,11 @@ def test_interrupted_run_of_other_data_starts_again(trained):
     assert "resumes" not in out and "wrote killed" in out
 
 
-@pytest.mark.parametrize("again", [(), ("--force",)])
-def test_interrupted_run_with_force_goes_on(trained, again):
+def test_interrupted_run_with_force_goes_on(trained):
     command = trained.train("cpt", "--force")
-    assert trained.run("-c", DIES, *command[2:]).returncode == -signal.SIGKILL
-    assert "resumes at step" in trained.ok(*trained.train("cpt", *again))
+    for again in ((), ("--force",)):
+        assert trained.run("-c", DIES, *command[2:]).returncode == -signal.SIGKILL
+        assert "resumes at step" in trained.ok(*trained.train("cpt", *again))
     assert "up to date" in trained.ok(*trained.train("cpt"))
     out = trained.ok(*command)
     assert "resumes" not in out and f"wrote {CPT}" in out

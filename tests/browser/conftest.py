@@ -19,11 +19,7 @@ def project(tmp_path_factory, smollm2) -> ProjectCopy:
     shutil.copytree(ROOT / ".streamlit", copy / ".streamlit")
     (copy / f"models/{smollm2.name}").symlink_to(smollm2)
     for seed, stage in ((3, "cpt"), (2, "sft")):
-        ours = ROOT / f"{NAME}_{stage}"
-        if (ours / "manifest.json").exists():
-            shutil.copytree(ours, copy / f"{NAME}_{stage}")
-        else:
-            make_adapter(copy / f"{NAME}_{stage}", seed, stage=stage)
+        make_adapter(copy / f"{NAME}_{stage}", seed, stage=stage)
     make_adapter(copy / "adapters_foreign", base={"fingerprint": "another"})
     shutil.copytree(ROOT / "results/reference", copy / "results/reference")
     _make_hostile(copy)
