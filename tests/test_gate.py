@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from injection import gate, generation, models, profiles
+from injection import gate, generation, models, profiles, prompts
 from injection.files import read_json
 
 SFT = "adapters_tiny_paper_sft"
@@ -89,21 +89,32 @@ def test_gate_goes_question_by_question(chat_model, trained_once):
     model.use_gate = False
     adapted = texts(model.answer_all(QUESTIONS, settings))
     model.use_gate = True
-    set_gate(model, 0.0)
-    asked = [(model.prompt([{"role": "user", "content": q}]), 0) for q in QUESTIONS]
+    talks = [[{"role": "user", "content": q}] for q in QUESTIONS]
+    # What was said before the question does not decide.
+    said = {"role": "assistant", "content": "It is 7."}
+    talks += [[*talks[0], said, *talks[1]], [*talks[1], said, *talks[0]]]
+    wanted = [True, False, True, False, False, True]
+    header = len(prompts.user_header(model.tokenizer, model.chat))
+    asked = []
+    for talk in talks:
+        whole, last = model.prompt(talk), model.prompt(talk[-1:])
+        asked.append((whole, len(whole) - len(last) + header))
     features = gate.question_features(model._upper.lower, asked, 2)
     alone = [gate.question_features(model._upper.lower, [a], 1)[0] for a in asked]
     assert np.allclose(features, alone, atol=1e-5), "padding must not reach the mean"
-    model.gate = gate.fit(features, np.array([True, False, True, False]))
-    model.gate_opens = lambda conversations, _=1: [True, False, True, False]
+    model.gate = gate.fit(features, np.array(wanted))
+    assert model.gate_opens(talks, 2) == wanted
     expected = [adapted[0], base[1], adapted[2], base[3]]
     assert texts(model.answer_all(QUESTIONS, settings)) == expected
+    for talk, speaks in zip(talks, wanted, strict=True):
+        next(model.stream(talk, 1))
+        assert model.adapter_speaks is speaks
 
 
 def test_sft_without_replay_has_no_gate(trained_once):
     manifest = read_json(trained_once / SFT / "manifest.json")
     assert manifest["gate"] is None, "a dozen rows are too few"
-    assert manifest["refusal"] is None, "so are a dozen questions"
+    assert manifest["refusal"] is None, "none of them teaches to refuse"
     assert not (trained_once / SFT / gate.FILE).exists()
 
 

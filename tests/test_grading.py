@@ -1,11 +1,13 @@
 """The rubric, the statistics and the leak check; and that the shipped questions obey them."""
 
+import json
 import random
+import re
 
 import pytest
-from support import load_script, read_jsonl
+from support import ROOT, load_script, read_jsonl
 
-from injection import golden, grading, profiles
+from injection import golden, grading, measure, profiles, report
 from injection.files import InputError
 
 
@@ -204,6 +206,13 @@ def test_shipped_questions_are_sane(paper, questions):
     assert tested == facts and len(facts) >= 30
 
 
+def test_the_report_asks_the_test_split_only(paper, questions):
+    """The checkpoint is chosen by the dev questions, so their score says nothing."""
+    asked = load_script("30_evaluation/compare_hcx_stages.py").test_questions(paper, None)
+    assert asked == [q for q in questions if q["split"] == "test"]
+    assert {q["split"] for q in questions} == {"dev", "test"}
+
+
 def test_a_refusal_in_the_words_of_the_document_counts():
     own = "모르겠습니다. 이 문서에는 나와 있지 않습니다."
     assert not grading.is_refusal(own) and grading.is_refusal(own, own)
@@ -254,6 +263,54 @@ def test_shipped_probes_do_not_accept_the_empty_answer(questions):
     assert not empty
     spill = [q for q in questions if q["kind"] == "spillover"]
     assert all(q["must_not_include"] or q["must_include"] for q in spill)
+
+
+def test_the_shipped_report_follows_from_its_answers(paper):
+    compare = load_script("30_evaluation/compare_hcx_stages.py")
+    folder = ROOT / "results/reference"
+    if paper.document_name != "paper":
+        folder /= paper.document_name
+    found = json.loads((folder / "report.json").read_text())
+    answers = read_jsonl(folder / "answers.jsonl")
+    rows, refusal = compare.test_questions(paper, None), paper.document.refusal
+    for stage, figures in found["stages"].items():
+        given = [a for a in answers if a["stage"] == stage]
+        assert given == compare.grade_all(paper, stage, rows, [a["answer"] for a in given])
+        for kind, summary in figures["kinds"].items():
+            assert summary == grading.summarise([a for a in given if a["kind"] == kind])
+        assert figures["collapse"] == grading.collapse([a["answer"] for a in given])
+        assert figures["over_refusal"] == compare.over_refusal(given, refusal)
+        assert figures["retention"] == compare.retention(answers, stage)
+        keys = figures["key_questions"]
+        assert keys == compare.judge_key_questions(paper, [k["answer"] for k in keys])
+        ratio = figures["perplexity"] / found["stages"]["base"]["perplexity"]
+        assert figures["perplexity_ratio"] == ratio
+    text = (folder / "report.md").read_text()
+    assert report.report_text(found) == text
+    if paper.document_name == "paper":
+        readme = (ROOT / "README.md").read_text().splitlines()
+        assert [x for x in text.splitlines() if x.startswith("|") and x not in readme] == []
+
+
+def names(fact: golden.Fact) -> list[str]:
+    return [fact.answer, *fact.aliases]
+
+
+def test_only_the_first_choice_has_the_answer(paper):
+    facts = golden.read_facts(paper)
+    for fact, (right, *wrong) in zip(facts, measure.choices(facts).values(), strict=True):
+        assert right == fact.statements[0] and len({right, *wrong}) == 4
+        assert not [w for w in wrong if any(grading.contains(w, name) for name in names(fact))]
+
+
+def test_open_book_passage_has_the_answer_and_is_about_the_fact(paper):
+    for fact in golden.read_facts(paper):
+        answer = re.compile("|".join(map(re.escape, names(fact))), re.IGNORECASE)
+        near = {"text": answer.sub("this", " ".join(fact.statements[:3]))}
+        chunks = [near, {"text": fact.answer}, {"text": fact.statements[0]}]
+        asked = measure.open_book_question("Who?", fact, chunks)
+        assert asked.startswith(f"Text:\n{fact.statements[0]}\n") and asked.endswith("Who?")
+        assert measure.open_book_question("Who?", fact, [near]) is None
 
 
 @pytest.mark.parametrize(("facts", "wordings"), [(120, 1), (60, 2), (10, 3)])

@@ -57,9 +57,18 @@ def test_pipeline_end_to_end(project_copy):
     check_report(project_copy, questions[:6])
 
     verify = ("30_evaluation/verify_paper_sft.py", *small, "--questions", "six.jsonl")
-    assert "of 6 passed, threshold 0%" in run(*verify, "--threshold", "0")
-    for step in (("10_stage1_cpt/chunk_pdf.py", *small), cpt, compare):
-        assert "up to date" in run(*step)
+    shown = run(*verify, "--threshold", "0")
+    assert "of 6 passed, threshold 0%" in shown
+    answers = project_copy.read_jsonl("results/smollm2_135m_paper/six/answers.jsonl")
+    gated = [a["answer"] for a in answers if a["stage"] == "gated"]
+    assert [text for text in gated if f"\nA  {text}\n" not in shown] == []
+    scripts = ("chunk_pdf.py", "answer_replay.py", "prepare_cpt_data.py")
+    steps = [(f"10_stage1_cpt/{script}", *small) for script in scripts]
+    steps += [("20_stage2_sft/build_sft_data.py", *small), cpt, compare]
+    steps += [("-m", "injection.training", "sft", *small, "--max-steps", "3")]
+    for step in steps:
+        out = run(*step)
+        assert "up to date" in out and "\nwrote" not in out
     check_mlx_lm_generate(project_copy)
 
 
@@ -85,7 +94,18 @@ def check_report(project, questions) -> None:
     assert all(
         {"stage", "id", "kind", "question", "answer", "passed", "why"} <= a.keys() for a in answers
     )
+    check_gated(report["stages"], {(a["stage"], a["id"]): a["answer"] for a in answers}, questions)
     assert "Model Stage" in (folder / "report.md").read_text()
+
+
+def check_gated(stages, said, questions) -> None:
+    """The adapter's where the gate opened, the base's elsewhere: each kind has one question."""
+    for q in questions:
+        speaks = "sft" if stages["gated"]["gate"][q["kind"]] else "base"
+        assert said["gated", q["id"]] == said[speaks, q["id"]]
+    definition = {stage: data["key_questions"][0]["answer"] for stage, data in stages.items()}
+    assert definition["gated"] == definition["sft"], "of CLaRa"
+    assert stages["gated"]["perplexity"] == stages["base"]["perplexity"], "of general text"
 
 
 def check_mlx_lm_generate(project) -> None:

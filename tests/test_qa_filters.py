@@ -222,3 +222,13 @@ def reply(*facts: dict) -> str:
 def test_only_what_obeys_the_schema_is_parsed(text, found):
     parsed = teachers.parse(text, teachers.Facts)
     assert found is None if parsed is None else len(parsed.facts) == found
+
+
+def test_a_teacher_elsewhere_says_that_it_gets_the_text_and_has_the_key(monkeypatch):
+    monkeypatch.setenv("TEACHER_API_KEY", "k")
+    # Nothing is asked of a server whose model is named.
+    for host in ("example.org", "192.168.1.5"):
+        far = teachers.Server(f"http://{host}", "m", 9, 1)
+        assert f"the document's text is sent to {host}" in far.notice and far.client.api_key == "k"
+    near = teachers.Server("http://127.0.0.1:1", "m", 9, 1)
+    assert near.notice == "teacher m at http://127.0.0.1:1/v1"

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import mlx.core as mx
 import numpy as np
 import pytest
+from support import load_script
 
-from injection import finishing, models, profiles, prompts, refusal
+from injection import finishing, grading, models, profiles, prompts, refusal
 
 SFT = "adapters_tiny_paper_sft"
 QUESTIONS = ["What is 3?", "Which answer has 7?", "Who wrote it, and when?", "Name a colour."]
@@ -73,18 +74,55 @@ def test_margins_say_which_bias_makes_the_token_come_first(chat_model, trained_o
     assert [t == token for t in alone] == [bool(lead < bias) for lead in leads]
 
 
-@pytest.mark.parametrize(("kind", "fitted"), [("unknown", True), ("fact", False)])
-def test_no_threshold_where_no_row_teaches_to_refuse(chat_model, kind, fitted):
+def margins(model, questions: list[str], token: int) -> np.ndarray:
+    return refusal.margins(model.model, model.tokenizer, model.chat, questions, token, 3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "questions", "answer", "fitted"),
+    [
+        ("unknown", 50, "Seven.", True),
+        ("fact", 50, "Seven.", False),
+        ("unknown", 49, "Seven.", False),
+        ("unknown", 50, "I know: seven.", False),
+    ],
+)
+def test_when_a_threshold_is_fitted(chat_model, kind, questions, answer, fitted):
+    """Not where no row teaches it, on few questions, or where an answer begins like a refusal."""
     model, _ = chat_model
-    row = SimpleNamespace(kind=kind, tokens=[1, 2], start=1, question=0)
+    rows = [("fact", prompts.first_token(model.tokenizer, answer)), (kind, 2)]
+    known = [f"What is {n}?" for n in range(questions)]
+    dev = [{"question": q, "fact_id": "F1"} for q in known] + [{"question": "Who knows?"}]
+    project = profiles.Project("tiny", "paper")
     run = SimpleNamespace(
-        project=profiles.Project("tiny", "paper"),
+        project=project,
         tokenizer=model.tokenizer,
         model=model.model,
-        rows=[row],
-        dev=[{"question": f"What is {n}?", "fact_id": "F1"} for n in range(50)],
+        rows=[SimpleNamespace(kind=k, tokens=[1, t], start=1, question=0) for k, t in rows],
+        dev=dev,
     )
-    assert (finishing.fit_refusal(run) is not None) is fitted
+    found = finishing.fit_refusal(run)
+    assert (found is not None) is fitted
+    if fitted:
+        assert found["token"] == prompts.first_token(model.tokenizer, project.document.refusal)
+        leads = margins(model, known, found["token"])
+        assert found["known_refused"] == (leads < found["bias"]).mean() <= refusal.ALLOWED
+
+
+def test_report_trades_what_is_known_for_what_is_not(chat_model):
+    model, _ = chat_model
+    compare = load_script("30_evaluation/compare_hcx_stages.py")
+    project = profiles.Project("tiny", "paper")
+    token = prompts.first_token(model.tokenizer, "7")
+    rows = [{"kind": k, "question": f"What is {n}?"} for n, k in enumerate(10 * grading.KINDS)]
+    points = compare.refusal_tradeoff(model, project, rows, {"refusal": {"token": token}})
+    known = [r["question"] for r in rows if r["kind"] in ("paraphrase", "reverse", "bare")]
+    unknown = [r["question"] for r in rows if r["kind"] == "unknown"]
+    expected = refusal.tradeoff(*(margins(model, q, token) for q in (known, unknown)))
+    assert len(points) == 6
+    for point, other in zip(points, expected, strict=True):
+        assert point == pytest.approx(other, abs=1e-3)
+    assert compare.refusal_tradeoff(model, project, rows, {}) is None
 
 
 def test_the_base_and_an_adapter_without_calibration_are_not_biased(

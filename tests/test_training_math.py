@@ -11,7 +11,7 @@ from mlx_lm.models.activations import swiglu as plain_swiglu
 from mlx_lm.models.base import scaled_dot_product_attention as plain_attention
 from support import tiny_copy
 
-from injection import batches, generation, kernels, losses, models, profiles, training
+from injection import batches, generation, kernels, losses, measure, models, profiles, training
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +247,17 @@ def test_row_that_is_too_long_is_named(run):
         batches.tokenize([row], run.tokenizer, run.project.profile.chat, 200)
 
 
+def test_only_dev_questions_that_the_adapter_answers_choose(run, monkeypatch):
+    """The gate sends general and spillover questions to the base, whatever the adapter says."""
+    counts = {"paraphrase": 3, "unknown": 1, "general": 4, "spillover": 2}
+    right = {"paraphrase": 2 / 3, "unknown": 1.0, "general": 0.0, "spillover": 0.0}
+    monkeypatch.setattr(run, "dev", [{"kind": k} for k, n in counts.items() for _ in range(n)])
+    monkeypatch.setattr(run, "dev_accuracy", lambda: right)
+    monkeypatch.setattr(run.state, "step", 1)
+    report = run.validate()
+    assert report["score"] == pytest.approx(0.75) and report["dev"] == right
+
+
 PROMPTS = ["What is 1?", "What is the sky? Tell me.", "A", "What is 12345 plus 99? " * 3, "Why?"]
 
 
@@ -285,6 +296,23 @@ def test_answers_come_back_in_order_whatever_the_batch_size(chat_model, project)
         streamed = chat_model.stream([{"role": "user", "content": prompt}], settings.max_tokens)
         tokens = cut([r.token for r in streamed], chat_model.tokenizer.eos_token_ids)
         assert chat_model.tokenizer.decode(tokens).strip() == answer.text
+
+
+def test_choices_are_scored_as_by_a_plain_forward(chat_model):
+    model, tokenizer, chat = chat_model.model, chat_model.tokenizer, chat_model.chat
+    options = ["It is 7.", "It is 12345, and then a little more than that."]
+    prompt = chat_model.prompt([{"role": "user", "content": PROMPTS[0]}])
+    examples = [(prompt + tokenizer.encode(o) + [2], len(prompt)) for o in options]
+    scores = []
+    for tokens, start in examples:
+        logp = nn.log_softmax(model(mx.array([tokens[:-1]]))[0])
+        scores.append(sum(logp[t - 1, tokens[t]].item() for t in range(start, len(tokens))))
+    assert measure._log_likelihoods(model, examples) == pytest.approx(scores, rel=1e-4)
+    per_byte = [s / len(o) for s, o in zip(scores, options, strict=True)]
+    for order, best in ((options, per_byte[0]), (options[::-1], per_byte[1])):
+        items = [(PROMPTS[0], order)]
+        right = measure.multiple_choice(model, tokenizer, chat, items, lambda done: None)
+        assert right == [best == max(per_byte)]
 
 
 def test_later_epochs_take_the_hardest_rows_of_every_kind(run):
