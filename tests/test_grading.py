@@ -1,4 +1,4 @@
-"""The rubric, the statistics and the leak check; and that the shipped questions obey them."""
+"""The rubric, the statistics and the leak check; and that what is shipped obeys them."""
 
 import json
 import random
