@@ -28,7 +28,7 @@ class Reverse(BaseModel):
 
 
 class Fact(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")  # a row of generated.jsonl may be moved here
     id: str
     page: int | None = None
     answer: str = Field(min_length=1)
@@ -46,6 +46,7 @@ class HeldOut(BaseModel):
 
 
 class GeneratedFact(Fact):
+    model_config = ConfigDict(extra="forbid")
     subject: str = Field(min_length=1)
     quote: str = Field(min_length=1)
     chunk: str
