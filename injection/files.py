@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
@@ -164,6 +165,13 @@ def read_jsonl(path: Path, keys: Iterable[str] = ()) -> list[dict]:
             raise InputError(f"{shown(path)} line {number}: missing {', '.join(missing)}")
         rows.append(row)
     return rows
+
+
+def refuse_repeated(path: Path, ids: Iterable[str]) -> None:
+    """InputError when two rows of the file have one id."""
+    repeated = [i for i, n in Counter(ids).items() if n > 1]
+    if repeated:
+        raise InputError(f"{shown(path)}: id {repeated[0]} occurs twice")
 
 
 def read_yaml(path: Path) -> dict:

@@ -10,13 +10,19 @@ about), "quote" (the sentence of the document it rests on), "chunk" (its id in c
 "held_out": [{"kind", "question"}] (wordings for eval.jsonl), "status". Only accepted rows count.
 """
 
-from collections import Counter
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from injection.files import InputError, read_jsonl, shown, write_bytes, write_jsonl
+from injection.files import (
+    InputError,
+    read_jsonl,
+    refuse_repeated,
+    shown,
+    write_bytes,
+    write_jsonl,
+)
 from injection.grading import contains
 from injection.profiles import Project
 
@@ -102,9 +108,7 @@ def _read(path: Path, kind: type[Fact]) -> list:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise InputError(f"{shown(path)} line {number}: {where}: {first['msg']}") from None
-    repeated = [i for i, n in Counter(fact.id for fact in facts).items() if n > 1]
-    if repeated:
-        raise InputError(f"{shown(path)}: id {repeated[0]} occurs twice")
+    refuse_repeated(path, (fact.id for fact in facts))
     return facts
 
 

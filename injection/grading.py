@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 
-from injection.files import InputError, read_jsonl, shown
+from injection.files import InputError, read_jsonl, refuse_repeated, shown
 from injection.prompts import without_thoughts
 
 KINDS = ("paraphrase", "reverse", "bare", "unknown", "spillover", "general")
@@ -98,9 +98,7 @@ def read_questions(path) -> list[dict]:
             raise InputError(f"{shown(path)}: {row['id']}: {wrong}")
     if not rows:
         raise InputError(f"{shown(path)} has no questions")
-    repeated = [i for i, n in Counter(r["id"] for r in rows).items() if n > 1]
-    if repeated:
-        raise InputError(f"{shown(path)}: id {repeated[0]} occurs twice")
+    refuse_repeated(path, (row["id"] for row in rows))
     return rows
 
 
