@@ -2,10 +2,11 @@
 
 Reads:   data/<document>/facts.jsonl, generated.jsonl (accepted rows, if there), unknowns.jsonl,
          eval.jsonl (a drafted one is made anew, from the accepted facts),
-         derived/contrasts_<profile>.jsonl, data/general/probes.jsonl and
+         derived/contrasts_<profile>.jsonl, data/general/probes.jsonl, other_subjects.jsonl and
          derived/replay_<profile>.jsonl
 Writes:  data/<document>/sft/<profile>/train.jsonl, valid.jsonl (held-out wordings, split dev),
-         dev.jsonl (dev questions for choosing the checkpoint)
+         dev.jsonl (dev questions for choosing the checkpoint), other.jsonl (what only the gate is
+         fitted on)
 Command: python 20_stage2_sft/build_sft_data.py
 """
 
@@ -77,6 +78,14 @@ def held_out(project: Project) -> list[dict]:
     return rows + grading.read_questions(project.general / "probes.jsonl")
 
 
+def other_rows(project: Project, questions: list[dict], rows: list[dict]) -> list[dict]:
+    """What users might ask or paste about other subjects: the gate shall stay shut for it. Without
+    what is held out, or asked about this document."""
+    own = [r["messages"][0]["content"] for r in rows if "messages" in r]
+    other = read_jsonl(project.general / "other_subjects.jsonl", keys=("id", "question"))
+    return draft_eval.without_leaks(other, own + [q["question"] for q in questions])
+
+
 def check_leaks(questions: list[dict], rows: list[dict]) -> None:
     trained = [r["messages"][0]["content"] for r in rows if "messages" in r]
     found, worst = grading.leaks(questions, trained)
@@ -125,9 +134,9 @@ def main() -> None:
     draft_eval.refresh(project)
     used = [project.facts, project.generated, project.unknowns, project.questions]
     used += [project.contrast_answers, project.replay, project.document_file]
-    used += [project.general / "probes.jsonl"]
+    used += [project.general / "probes.jsonl", project.general / "other_subjects.jsonl"]
     made_from = inputs(project.profile.sft_mix.model_dump(), *used)
-    files = {name: output / f"{name}.jsonl" for name in ("train", "valid", "dev")}
+    files = {name: output / f"{name}.jsonl" for name in ("train", "valid", "dev", "other")}
     if not args.force and all(is_current(f, made_from) for f in files.values()):
         print(f"up to date: {shown(output)}")
         return
@@ -152,6 +161,7 @@ def main() -> None:
     write_jsonl(files["train"], rows)
     write_jsonl(files["valid"], valid)
     write_jsonl(files["dev"], dev_questions(questions))
+    write_jsonl(files["other"], other_rows(project, questions, rows))
     for file in files.values():
         mark_current(file, made_from)
     mix = ", ".join(f"{len(part)} {name}" for name, part in parts.items() if part)

@@ -60,7 +60,8 @@ def finish(run_: "Run", data: Path) -> None:
 
 
 def fit_gate(run_: "Run", data: Path, folder: Path) -> dict | None:
-    """Fit and save the gate on the training questions; its error rates. None without replay."""
+    """Fit and save the gate on the training questions and other.jsonl, if there; its error rates.
+    None without replay."""
     rows = [r for r in run_.rows if r.question is not None]
     about = np.array([not r.from_base for r in rows], dtype=bool)
     if min(about.sum(), (~about).sum()) < MIN_GATE_QUESTIONS:
@@ -68,15 +69,29 @@ def fit_gate(run_: "Run", data: Path, folder: Path) -> dict | None:
     features = np.stack(
         [np.array(r.hidden[r.question - r.prefix : r.start - r.prefix]).mean(0) for r in rows]
     )
-    texts = plain_texts(read_jsonl(data / "train.jsonl"))
-    tokens = [run_.tokenizer.encode(t, add_special_tokens=False) for t in texts]
-    print(f"fits the gate on {len(rows)} questions and {len(texts)} other texts", flush=True)
-    found = gate.text_features(run_.upper.lower, tokens, run_.settings.batch_size)
-    features = np.concatenate([features, found])
-    about = np.concatenate([about, np.zeros(len(texts), dtype=bool)])
+    file = data / "other.jsonl"
+    other = [r["question"] for r in read_jsonl(file)] if file.exists() else []
+    texts = plain_texts(read_jsonl(data / "train.jsonl"), other)
+    count = len(rows) + len(other)
+    print(f"fits the gate on {count} questions and {len(texts)} texts", flush=True)
+    found = [features, *other_features(run_, other, texts)]
+    features = np.concatenate(found)
+    about = np.concatenate([about, np.zeros(len(features) - len(about), dtype=bool)])
     gate.fit(features, about).save(folder)
     counts = {"document": int(about.sum()), "other": int((~about).sum())}
     return counts | gate.cross_validate(features, about)
+
+
+def other_features(run_: "Run", questions: list[str], texts: list[str]) -> list[np.ndarray]:
+    """What the gate sees of questions and of plain texts: arrays (number, hidden size)."""
+    tokenizer, chat = run_.tokenizer, run_.project.profile.chat
+    lower, size = run_.upper.lower, run_.settings.batch_size
+    talks = [[{"role": "user", "content": q}] for q in questions]
+    header = len(prompts.user_header(tokenizer, chat))
+    asked = [(prompts.prompt_tokens(tokenizer, talk, chat), header) for talk in talks]
+    tokens = [tokenizer.encode(t, add_special_tokens=False) for t in texts]
+    found = [gate.question_features(lower, asked, size)] if asked else []
+    return [*found, gate.text_features(lower, tokens, size)]
 
 
 def fit_refusal(run_: "Run") -> dict | None:
@@ -98,13 +113,13 @@ def fit_refusal(run_: "Run") -> dict | None:
     return {"token": token, "bias": bias, "known_refused": float((found < bias).mean())}
 
 
-def plain_texts(rows: list[dict]) -> list[str]:
+def plain_texts(rows: list[dict], other: list[str]) -> list[str]:
     """Texts of other subjects, short and long: fitted on questions alone, the gate took any long
     text for the document's. Only questions shall open it, so the document's texts are not here."""
     from_base = [r["messages"] for r in rows if r.get("target") == "base"]
-    others = [" ".join(m["content"] for m in messages) for messages in from_base]
-    joined = [" ".join(others[i : i + 8]) for i in range(0, len(others), 8)]
-    return others + joined
+    texts = [" ".join(m["content"] for m in messages) for messages in from_base] + other
+    joined = [" ".join(texts[i : i + 8]) for i in range(0, len(texts), 8)]
+    return texts + joined
 
 
 def manifest(run_: "Run", data: Path, folder: Path) -> dict:

@@ -1,7 +1,7 @@
 """LoRA training of one stage: CPT (continued pre-training) or SFT (from the CPT adapter).
 
-Reads:   data/<document>/<stage>/<profile>/{train,valid}.jsonl, for SFT also dev.jsonl and the
-         CPT adapter
+Reads:   data/<document>/<stage>/<profile>/{train,valid}.jsonl, for SFT also dev.jsonl, other.jsonl
+         (for the gate only, if there) and the CPT adapter
 Writes:  adapters_<profile>_<document>_<stage>/  adapters.safetensors, adapter_config.json (both in
          mlx-lm's format), metrics.jsonl, for SFT gate.safetensors, and manifest.json last
 Command: python -m injection.training cpt --profile smollm2_135m --document paper
@@ -389,7 +389,7 @@ def main() -> None:
     data, output = data.resolve(), output.resolve()
     require(data / "train.jsonl", BUILD_STEP[args.stage])
     require(project.base / "config.json", "run 03_quantization/quantize.py first")
-    used = [data / "train.jsonl", data / "valid.jsonl", data / "dev.jsonl", project.base]
+    used = [data / f"{name}.jsonl" for name in ("train", "valid", "dev", "other")] + [project.base]
     made_from = inputs(settings, *used, *([parent / "adapters.safetensors"] if parent else []))
     if not args.force and is_current(output, made_from):
         print(f"up to date: {shown(output)}")

@@ -264,7 +264,8 @@ def shrink(project) -> None:
                 kept.append(row)
         project.write_jsonl(name, kept)
     # Enough other questions for a gate.
-    for name, n in (("general/replay", 20), ("paper/contrasts", 3), ("paper/unknowns", 3)):
+    few = {"general/replay": 20, "general/other_subjects": 9, "paper/contrasts": 3}
+    for name, n in (few | {"paper/unknowns": 3}).items():
         project.write_jsonl(f"data/{name}.jsonl", project.read_jsonl(f"data/{name}.jsonl")[:n])
     text = project / "data/general/perplexity.txt"
     text.write_text(text.read_text()[:1500])

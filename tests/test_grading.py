@@ -198,6 +198,16 @@ def test_shipped_evaluation_does_not_leak_into_training(paper, questions):
     assert grading.leaks(questions[5:6], [*trained, questions[5]["question"]])[0], "it can fail"
 
 
+def test_the_gate_is_fitted_on_nothing_held_out_or_of_the_document(paper, questions):
+    build = load_script("20_stage2_sft/build_sft_data.py")
+    rows = build.other_rows(paper, questions, [])
+    first = rows[0]["question"]
+    asked, row = {"id": "X", "question": first}, golden.chat_row(first, "Yes.", "fact F1")
+    assert len(rows) > 700
+    assert build.other_rows(paper, [*questions, asked], []) == rows[1:]
+    assert build.other_rows(paper, questions, [row]) == rows[1:]
+
+
 def test_shipped_questions_are_sane(paper, questions):
     assert {q["kind"] for q in questions} == set(grading.KINDS)
     facts = {f.id for f in golden.read_facts(paper)}

@@ -1,6 +1,7 @@
 """The whole way on the real SmolLM2, with a handful of rows and steps."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ DERIVED = (
     "data/paper/sft/smollm2_135m/train.jsonl",
     "data/paper/sft/smollm2_135m/valid.jsonl",
     "data/paper/sft/smollm2_135m/dev.jsonl",
+    "data/paper/sft/smollm2_135m/other.jsonl",
     "adapters_smollm2_135m_paper_cpt/manifest.json",
     "adapters_smollm2_135m_paper_sft/manifest.json",
 )
@@ -55,6 +57,7 @@ def test_pipeline_end_to_end(project_copy):
         assert part in table
     assert [name for name in DERIVED if not (project_copy / name).exists()] == []
     check_report(project_copy, questions[:6])
+    check_gate_data(project_copy)
 
     verify = ("30_evaluation/verify_paper_sft.py", *small, "--questions", "six.jsonl")
     shown = run(*verify, "--threshold", "0")
@@ -96,6 +99,15 @@ def check_report(project, questions) -> None:
     )
     check_gated(report["stages"], {(a["stage"], a["id"]): a["answer"] for a in answers}, questions)
     assert "Model Stage" in (folder / "report.md").read_text()
+
+
+def check_gate_data(project) -> None:
+    """Rehearsal and other subjects: each a question, a text, and an eighth of a longer text."""
+    data = "data/paper/sft/smollm2_135m"
+    rehearsal = [r for r in project.read_jsonl(f"{data}/train.jsonl") if r.get("target") == "base"]
+    number = len(rehearsal) + len(project.read_jsonl(f"{data}/other.jsonl"))
+    manifest = project.root / "adapters_smollm2_135m_paper_sft/manifest.json"
+    assert json.loads(manifest.read_text())["gate"]["other"] == 2 * number + math.ceil(number / 8)
 
 
 def check_gated(stages, said, questions) -> None:
