@@ -87,10 +87,8 @@ def other_features(run_: "Run", questions: list[str], texts: list[str]) -> list[
     tokenizer, chat = run_.tokenizer, run_.project.profile.chat
     lower, size = run_.upper.lower, run_.settings.batch_size
     talks = [[{"role": "user", "content": q}] for q in questions]
-    header = len(prompts.user_header(tokenizer, chat))
-    asked = [(prompts.prompt_tokens(tokenizer, talk, chat), header) for talk in talks]
     tokens = [tokenizer.encode(t, add_special_tokens=False) for t in texts]
-    found = [gate.question_features(lower, asked, size)] if asked else []
+    found = [gate.chat_features(lower, tokenizer, chat, talks, size)] if talks else []
     return [*found, gate.text_features(lower, tokens, size)]
 
 

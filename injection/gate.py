@@ -18,9 +18,10 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from injection import tensors
+from injection import prompts, tensors
 from injection.batches import padded
 from injection.generation import by_length
+from injection.profiles import Chat
 
 FILE = "gate.safetensors"
 PENALTY = 1.0
@@ -67,6 +68,20 @@ def question_features(
             tokens, start = asked[i]
             result[i] = row[start : len(tokens)].mean(0)
     return np.stack([result[i] for i in range(len(asked))])
+
+
+def chat_features(
+    lower, tokenizer, chat: Chat, conversations: list[list[dict]], batch_size: int
+) -> np.ndarray:
+    """The same of the last user turn of each conversation, (conversations, hidden size)."""
+    asked = [
+        (
+            prompts.prompt_tokens(tokenizer, c, chat),
+            len(prompts.user_header(tokenizer, chat, c[:-1])),
+        )
+        for c in conversations
+    ]
+    return question_features(lower, asked, batch_size)
 
 
 def text_features(lower, texts: list[list[int]], batch_size: int = 1) -> np.ndarray:

@@ -222,11 +222,8 @@ class ChatModel:
 
     def gate_opens(self, conversations: list[list[dict]], batch_size: int = 1) -> list[bool]:
         """Whether the gate takes each conversation's last user turn for the document's."""
-        asked = [
-            (self.prompt(c), len(prompts.user_header(self.tokenizer, self.chat, c[:-1])))
-            for c in conversations
-        ]
-        features = gate.question_features(self._upper.lower, asked, batch_size)
+        lower, tokenizer = self._upper.lower, self.tokenizer
+        features = gate.chat_features(lower, tokenizer, self.chat, conversations, batch_size)
         return self.gate.opens(features).tolist()
 
     def _speaks(self, conversations: list[list[dict]], batch_size: int = 1) -> list[bool]:
