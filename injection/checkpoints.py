@@ -26,6 +26,7 @@ class State:
 
     step: int = 0
     best: float = -math.inf
+    best_loss: float = math.inf
     best_step: int = 0
     bad_validations: int = 0
     stopped: str = ""

@@ -331,8 +331,11 @@ def _note_validation(run_: Run, total: int) -> None:
     _append_metrics(run_, {**report, "validation": True})
     dev = "".join(f"  {k} {v:.0%}" for k, v in report.get("dev", {}).items())
     print(f"step {state.step}/{total}  validation loss {report['loss']:.4f}{dev}", flush=True)
-    if state.step and report["score"] > state.best:
-        state.best, state.best_step, state.bad_validations = report["score"], state.step, 0
+    # As many dev questions right: the lower loss on held-out wordings decides.
+    found = (report["score"], -report["loss"])
+    if state.step and found > (state.best, -state.best_loss):
+        state.best, state.best_loss = report["score"], report["loss"]
+        state.best_step, state.bad_validations = state.step, 0
         _save_weights(run_.work / "best.safetensors", run_.model)
     elif state.step:
         state.bad_validations += 1

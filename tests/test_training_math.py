@@ -11,7 +11,17 @@ from mlx_lm.models.activations import swiglu as plain_swiglu
 from mlx_lm.models.base import scaled_dot_product_attention as plain_attention
 from support import tiny_copy
 
-from injection import batches, generation, kernels, losses, measure, models, profiles, training
+from injection import (
+    batches,
+    checkpoints,
+    generation,
+    kernels,
+    losses,
+    measure,
+    models,
+    profiles,
+    training,
+)
 
 
 @pytest.fixture(scope="module")
@@ -256,6 +266,21 @@ def test_only_dev_questions_that_the_adapter_answers_choose(run, monkeypatch):
     monkeypatch.setattr(run.state, "step", 1)
     report = run.validate()
     assert report["score"] == pytest.approx(0.75) and report["dev"] == right
+
+
+def test_the_lower_loss_decides_between_equal_scores(run, monkeypatch, tmp_path):
+    """Half-way, at a high rate, a small dev set may score as well as at the end."""
+    monkeypatch.setattr(run, "work", tmp_path)
+    monkeypatch.setattr(run, "state", checkpoints.State())
+    found = [(0.9, 0.5), (0.9, 0.4), (0.9, 0.45), (0.8, 0.1), (0.95, 2.0)]
+    best = []
+    for step, (score, loss) in enumerate(found, start=1):
+        run.state.step = step
+        report = {"score": score, "loss": loss}
+        monkeypatch.setattr(run, "validate", lambda report=report: dict(report))
+        training._note_validation(run, len(found))
+        best.append(run.state.best_step)
+    assert best == [1, 2, 2, 2, 5]
 
 
 PROMPTS = ["What is 1?", "What is the sky? Tell me.", "A", "What is 12345 plus 99? " * 3, "Why?"]
