@@ -43,8 +43,15 @@ def test_the_shipped_report(reference):
     assert len(json.loads(app.get("vega_lite_chart")[0].proto.spec)["layer"]) == 2
     forgetting = app.dataframe[1].value
     assert "perplexity ratio to base" in list(forgetting["figure"])
-    assert "Not measured yet" in texts(app)
+    recipes = [d.value for d in app.dataframe if "recipe" in d.value.columns]
+    assert [list(table.recipe)[0] for table in recipes] == ["the recipe"]
     assert {b.label for b in app.download_button} == {"report.md", "report.json", "answers.jsonl"}
+
+
+def test_what_is_not_measured_names_its_command(reference):
+    (reference / "ablations.json").unlink()
+    shown = texts(open_view("report"))
+    assert "Not measured yet" in shown and "python benchmarks/ablations.py" in shown
 
 
 def test_drill_down_shows_every_stage(reference):
