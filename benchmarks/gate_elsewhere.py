@@ -12,6 +12,8 @@ Command: python benchmarks/gate_elsewhere.py --document tidemill --other paper
 
 import random
 import time
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from common import HERE, commit, markdown
@@ -20,53 +22,44 @@ from injection import batches, finishing, gate, models, runtime
 from injection.files import read_jsonl, require, run, shown, write_json
 from injection.profiles import Project, open_project, parser
 
-
-class Features:
-    """What the gate sees of questions and texts, (number, hidden size)."""
-
-    def __init__(self, project: Project):
-        self.chat = project.profile.chat
-        self.model, self.tokenizer = models.load_base(project.base)
-        layers = models.adapted_layers(project.profile.lora, self.model)
-        self.lower = batches.Upper(self.model, layers).lower
-
-    def questions(self, asked: list[str]) -> np.ndarray:
-        talks = [[{"role": "user", "content": q}] for q in asked]
-        return gate.chat_features(self.lower, self.tokenizer, self.chat, talks, 32)
-
-    def texts(self, texts: list[str]) -> np.ndarray:
-        tokens = [self.tokenizer.encode(t, add_special_tokens=False) for t in texts]
-        return gate.text_features(self.lower, tokens, 16)
+# What the gate sees of questions and of texts, (number, hidden size).
+See = Callable[[list[str], list[str]], np.ndarray]
 
 
-def fitted_gates(project: Project, see: Features, sample: int) -> dict[str, gate.Gate]:
+def reader(project: Project) -> See:
+    model, tokenizer = models.load_base(project.base)
+    layers = models.adapted_layers(project.profile.lora, model)
+    lower = batches.Upper(model, layers).lower
+    return partial(gate.features_of, lower, tokenizer, project.profile.chat, 16)
+
+
+def fitted_gates(project: Project, see: See, sample: int) -> dict[str, gate.Gate]:
     """The gate without and with the questions and texts of other subjects."""
     rows = [r for r in read_jsonl(project.data("sft") / "train.jsonl") if "messages" in r]
     random.Random(0).shuffle(rows)
     base = [r for r in rows if r.get("target") == "base"]
     own = [r for r in rows if r.get("target") != "base"][:sample]
-    opened = see.questions([r["messages"][0]["content"] for r in own])
-    shut = see.questions([r["messages"][0]["content"] for r in base])
+    opened = see([r["messages"][0]["content"] for r in own], [])
+    asked = [r["messages"][0]["content"] for r in base]
     other = [r["question"] for r in read_jsonl(project.data("sft") / "other.jsonl")]
-    without = [shut, see.texts(finishing.plain_texts(base, []))]
-    more = [shut, see.questions(other), see.texts(finishing.plain_texts(base, other))]
     found = {}
-    for name, parts in {"rehearsal only": without, "and other subjects": more}.items():
-        features = np.concatenate([opened, *parts])
+    for name, more in {"rehearsal only": [], "and other subjects": other}.items():
+        shut = see(asked + more, finishing.plain_texts(base, more))
+        features = np.concatenate([opened, shut])
         found[name] = gate.fit(features, np.arange(len(features)) < len(opened))
     return found
 
 
-def asked_of_it(project: Project, other: Project, see: Features) -> dict[str, np.ndarray]:
+def asked_of_it(project: Project, other: Project, see: See) -> dict[str, np.ndarray]:
     """Features by name: own dev questions by kind, the other document's questions and chunks."""
     dev = read_jsonl(project.data("sft") / "dev.jsonl")
     found = {
-        f"own {kind}": see.questions([r["question"] for r in dev if r["kind"] == kind])
+        f"own {kind}": see([r["question"] for r in dev if r["kind"] == kind], [])
         for kind in sorted({r["kind"] for r in dev})
     }
     foreign = [q for f in read_jsonl(other.facts) for q in f["questions"][:6:2]]
-    found["foreign questions"] = see.questions(foreign)
-    found["foreign chunks"] = see.texts([c["text"] for c in read_jsonl(other.chunks)])
+    found["foreign questions"] = see(foreign, [])
+    found["foreign chunks"] = see([], [c["text"] for c in read_jsonl(other.chunks)])
     return found
 
 
@@ -79,7 +72,7 @@ def main() -> None:
     other = Project(project.profile_name, args.other)
     require(project.data("sft") / "other.jsonl", "run 20_stage2_sft/build_sft_data.py first")
     require(other.chunks, f"run 10_stage1_cpt/chunk_pdf.py --document {args.other} first")
-    see = Features(project)
+    see = reader(project)
     gates = fitted_gates(project, see, args.rows)
     found = asked_of_it(project, other, see)
     shares = {

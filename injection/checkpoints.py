@@ -4,7 +4,6 @@ Command: none of its own; training.py uses it
 """
 
 import json
-import math
 import shutil
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -25,9 +24,7 @@ class State:
     """What a resumed run needs besides the arrays."""
 
     step: int = 0
-    best: float = -math.inf
-    best_loss: float = math.inf
-    best_step: int = 0
+    best: dict = field(default_factory=dict)  # the validation of the weights that are kept
     bad_validations: int = 0
     stopped: str = ""
     seconds: float = 0.0

@@ -74,22 +74,13 @@ def fit_gate(run_: "Run", data: Path, folder: Path) -> dict | None:
     texts = plain_texts(read_jsonl(data / "train.jsonl"), other)
     count = len(rows) + len(other)
     print(f"fits the gate on {count} questions and {len(texts)} texts", flush=True)
-    found = [features, *other_features(run_, other, texts)]
-    features = np.concatenate(found)
+    chat, size = run_.project.profile.chat, run_.settings.batch_size
+    found = gate.features_of(run_.upper.lower, run_.tokenizer, chat, size, other, texts)
+    features = np.concatenate([features, found])
     about = np.concatenate([about, np.zeros(len(features) - len(about), dtype=bool)])
     gate.fit(features, about).save(folder)
     counts = {"document": int(about.sum()), "other": int((~about).sum())}
     return counts | gate.cross_validate(features, about)
-
-
-def other_features(run_: "Run", questions: list[str], texts: list[str]) -> list[np.ndarray]:
-    """What the gate sees of questions and of plain texts: arrays (number, hidden size)."""
-    tokenizer, chat = run_.tokenizer, run_.project.profile.chat
-    lower, size = run_.upper.lower, run_.settings.batch_size
-    talks = [[{"role": "user", "content": q}] for q in questions]
-    tokens = [tokenizer.encode(t, add_special_tokens=False) for t in texts]
-    found = [gate.chat_features(lower, tokenizer, chat, talks, size)] if talks else []
-    return [*found, gate.text_features(lower, tokens, size)]
 
 
 def fit_refusal(run_: "Run") -> dict | None:
@@ -122,7 +113,6 @@ def plain_texts(rows: list[dict], other: list[str]) -> list[str]:
 
 def manifest(run_: "Run", data: Path, folder: Path) -> dict:
     state, project = run_.state, run_.project
-    best = next(h for h in state.history if h["step"] == state.best_step)
     parent = run_.parent
     return {
         "stage": run_.stage,
@@ -141,8 +131,8 @@ def manifest(run_: "Run", data: Path, folder: Path) -> dict:
             for name in ("train", "valid")
         },
         "steps": state.step,
-        "best_step": state.best_step,
-        "best_validation": best,
+        "best_step": state.best["step"],
+        "best_validation": state.best,
         "stopped": state.stopped or "all epochs done",
         "training_seconds": round(state.seconds, 1),
         "history": state.history,

@@ -90,6 +90,16 @@ def text_features(lower, texts: list[list[int]], batch_size: int = 1) -> np.ndar
     return question_features(lower, [(tokens, 1) for tokens in texts], batch_size)
 
 
+def features_of(
+    lower, tokenizer, chat: Chat, batch_size: int, questions: list[str], texts: list[str]
+) -> np.ndarray:
+    """The same of questions, each a chat of its own, and then of plain texts."""
+    talks = [[{"role": "user", "content": q}] for q in questions]
+    tokens = [tokenizer.encode(t, add_special_tokens=False) for t in texts]
+    found = [chat_features(lower, tokenizer, chat, talks, batch_size)] if talks else []
+    return np.concatenate(found + ([text_features(lower, tokens, batch_size)] if tokens else []))
+
+
 def fit(features: np.ndarray, about: np.ndarray) -> Gate:
     """Logistic regression with an L2 penalty, both classes weighing the same, by Newton's method.
 

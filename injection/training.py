@@ -331,16 +331,19 @@ def _note_validation(run_: Run, total: int) -> None:
     _append_metrics(run_, {**report, "validation": True})
     dev = "".join(f"  {k} {v:.0%}" for k, v in report.get("dev", {}).items())
     print(f"step {state.step}/{total}  validation loss {report['loss']:.4f}{dev}", flush=True)
-    # As many dev questions right: the lower loss on held-out wordings decides.
-    found = (report["score"], -report["loss"])
-    if state.step and found > (state.best, -state.best_loss):
-        state.best, state.best_loss = report["score"], report["loss"]
-        state.best_step, state.bad_validations = state.step, 0
+    if state.step and _beats(report, state.best):
+        state.best, state.bad_validations = report, 0
         _save_weights(run_.work / "best.safetensors", run_.model)
     elif state.step:
         state.bad_validations += 1
         if state.bad_validations >= run_.settings.patience:
             state.stopped = f"no better validation in {state.bad_validations}"
+
+
+def _beats(report: dict, best: dict) -> bool:
+    """As many dev questions right: the lower loss on held-out wordings decides."""
+    rank = [(r["score"], -r["loss"]) for r in (report, best) if r]
+    return len(rank) == 1 or rank[0] > rank[1]
 
 
 def _append_metrics(run_: Run, row: dict) -> None:
@@ -411,7 +414,7 @@ def main() -> None:
     shutil.rmtree(run_.work)
     state = run_.state
     why = f" ({state.stopped})" if state.stopped else ""
-    print(f"wrote {shown(output)}: best at step {state.best_step} of {state.step}{why}")
+    print(f"wrote {shown(output)}: best at step {state.best['step']} of {state.step}{why}")
 
 
 if __name__ == "__main__":

@@ -279,7 +279,7 @@ def test_the_lower_loss_decides_between_equal_scores(run, monkeypatch, tmp_path)
         report = {"score": score, "loss": loss}
         monkeypatch.setattr(run, "validate", lambda report=report: dict(report))
         training._note_validation(run, len(found))
-        best.append(run.state.best_step)
+        best.append(run.state.best["step"])
     assert best == [1, 2, 2, 2, 5]
 
 
