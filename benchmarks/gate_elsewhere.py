@@ -29,8 +29,8 @@ See = Callable[[list[str], list[str]], np.ndarray]
 def reader(project: Project) -> See:
     model, tokenizer = models.load_base(project.base)
     layers = models.adapted_layers(project.profile.lora, model)
-    lower = batches.Upper(model, layers).lower
-    return partial(gate.features_of, lower, tokenizer, project.profile.chat, 16)
+    upper = batches.Upper(model, layers)
+    return partial(gate.features_of, upper, tokenizer, project.profile.chat, 16)
 
 
 def fitted_gates(project: Project, see: See, sample: int) -> dict[str, gate.Gate]:

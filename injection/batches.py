@@ -8,6 +8,7 @@ once a step, whatever the batch size.
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -16,7 +17,7 @@ import numpy as np
 
 from injection import prompts
 from injection.files import InputError
-from injection.generation import by_length, shared_prefix
+from injection.generation import by_length, padded, shared_prefix
 from injection.profiles import Chat
 
 
@@ -119,11 +120,15 @@ class Upper:
             return None, None
         key = tuple(row.tokens[: row.prefix])
         if key not in self.prefixes:
-            caches = [_PrefixCache(len(key)) for _ in range(self.first)]
-            hidden = self.lower(mx.array([key]), caches)
-            mx.eval(hidden)
-            self.prefixes[key] = hidden, caches
+            self.prefixes[key] = self.read_prefix(key)
         return self.prefixes[key]
+
+    def read_prefix(self, tokens: Sequence[int]) -> tuple[mx.array, list["_PrefixCache"]]:
+        """Hidden states (1, tokens, hidden) of what rows have in common, and caches for lower()."""
+        caches = [_PrefixCache(len(tokens)) for _ in range(self.first)]
+        hidden = self.lower(mx.array([tokens]), caches)
+        mx.eval(hidden)
+        return hidden, caches
 
 
 class _PrefixCache:
@@ -190,11 +195,6 @@ def _fill(upper: Upper, group: list[Row]) -> int:
             row.teacher = final[i, row.start - 1 - row.prefix : len(row.inputs)] + 0
     mx.eval([r.hidden for r in group], [r.teacher for r in group if r.from_base])
     return sum(r.hidden.nbytes + (r.teacher.nbytes if r.from_base else 0) for r in group)
-
-
-def padded(rows: list[list[int]]) -> mx.array:
-    width = max(map(len, rows))
-    return mx.array([r + [0] * (width - len(r)) for r in rows])
 
 
 def epoch_batches(rows: list[Row], batch_size: int, seed: int, epoch: int) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""From a finished training run to an adapter folder: best weights, gate, threshold, manifest.
+"""From a finished training run to an adapter folder: best weights, gate, drafts, manifest.
 
 Command: none of its own; training.py uses it
 """
@@ -12,7 +12,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from injection import gate, licence, models, prompts, refusal, tensors
+from injection import drafts, gate, licence, models, prompts, refusal, tensors
 from injection.files import (
     InputError,
     model_fingerprint,
@@ -54,6 +54,8 @@ def finish(run_: "Run", data: Path) -> None:
         fitted = {}
         if run_.stage == "sft":
             run_.model.update(tree_unflatten(list(weights.items())))
+            own = [r for r in run_.rows if r.question is not None and not r.from_base]
+            drafts.save(folder, run_.tokenizer, (r.targets for r in own))
             fitted = {"gate": fit_gate(run_, data, folder), "refusal": fit_refusal(run_)}
         write_json(folder / "manifest.json", manifest(run_, data, folder) | fitted)
         models.read_adapter(folder, project.base)
@@ -75,7 +77,7 @@ def fit_gate(run_: "Run", data: Path, folder: Path) -> dict | None:
     count = len(rows) + len(other)
     print(f"fits the gate on {count} questions and {len(texts)} texts", flush=True)
     chat, size = run_.project.profile.chat, run_.settings.batch_size
-    found = gate.features_of(run_.upper.lower, run_.tokenizer, chat, size, other, texts)
+    found = gate.features_of(run_.upper, run_.tokenizer, chat, size, other, texts)
     features = np.concatenate([features, found])
     about = np.concatenate([about, np.zeros(len(features) - len(about), dtype=bool)])
     gate.fit(features, about).save(folder)

@@ -11,7 +11,6 @@ routing between an edited and the original model is WISE's (arXiv 2405.14768) an
 (arXiv 2504.21239); here the router reads a frozen representation and adds no layer.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +18,8 @@ import mlx.core as mx
 import numpy as np
 
 from injection import prompts, tensors
-from injection.batches import padded
-from injection.generation import by_length
+from injection.batches import Upper
+from injection.generation import by_length, padded, shared_prefix
 from injection.profiles import Chat
 
 FILE = "gate.safetensors"
@@ -55,23 +54,25 @@ def read_gate(folder: Path) -> Gate | None:
 
 
 def question_features(
-    lower: Callable[[mx.array], mx.array], asked: list[tuple[list[int], int]], batch_size: int
+    upper: Upper, asked: list[tuple[list[int], int]], batch_size: int
 ) -> np.ndarray:
     """Mean hidden state (questions, hidden size) of tokens[start:] of each (tokens, start).
 
-    lower: token ids (rows, tokens) to hidden states (rows, tokens, hidden size).
+    What all begin with, up to the first start, is read once.
     """
+    prefix = min(shared_prefix([tokens for tokens, _ in asked]), *(start for _, start in asked))
+    caches = upper.read_prefix(asked[0][0][:prefix])[1] if prefix else None
     result: dict[int, np.ndarray] = {}
     for group in by_length([tokens for tokens, _ in asked], batch_size):
-        hidden = np.array(lower(padded([asked[i][0] for i in group])))
+        hidden = np.array(upper.lower(padded([asked[i][0][prefix:] for i in group]), caches))
         for row, i in zip(hidden, group, strict=True):
             tokens, start = asked[i]
-            result[i] = row[start : len(tokens)].mean(0)
+            result[i] = row[start - prefix : len(tokens) - prefix].mean(0)
     return np.stack([result[i] for i in range(len(asked))])
 
 
 def chat_features(
-    lower, tokenizer, chat: Chat, conversations: list[list[dict]], batch_size: int
+    upper: Upper, tokenizer, chat: Chat, conversations: list[list[dict]], batch_size: int
 ) -> np.ndarray:
     """The same of the last user turn of each conversation, (conversations, hidden size)."""
     asked = [
@@ -81,23 +82,23 @@ def chat_features(
         )
         for c in conversations
     ]
-    return question_features(lower, asked, batch_size)
+    return question_features(upper, asked, batch_size)
 
 
-def text_features(lower, texts: list[list[int]], batch_size: int = 1) -> np.ndarray:
+def text_features(upper: Upper, texts: list[list[int]], batch_size: int = 1) -> np.ndarray:
     """The same of plain texts (token ids). The first token is left out: every other one rests its
     attention there, and its hidden state is a hundred times larger than theirs."""
-    return question_features(lower, [(tokens, 1) for tokens in texts], batch_size)
+    return question_features(upper, [(tokens, 1) for tokens in texts], batch_size)
 
 
 def features_of(
-    lower, tokenizer, chat: Chat, batch_size: int, questions: list[str], texts: list[str]
+    upper: Upper, tokenizer, chat: Chat, batch_size: int, questions: list[str], texts: list[str]
 ) -> np.ndarray:
     """The same of questions, each a chat of its own, and then of plain texts."""
     talks = [[{"role": "user", "content": q}] for q in questions]
     tokens = [tokenizer.encode(t, add_special_tokens=False) for t in texts]
-    found = [chat_features(lower, tokenizer, chat, talks, batch_size)] if talks else []
-    return np.concatenate(found + ([text_features(lower, tokens, batch_size)] if tokens else []))
+    found = [chat_features(upper, tokenizer, chat, talks, batch_size)] if talks else []
+    return np.concatenate(found + ([text_features(upper, tokens, batch_size)] if tokens else []))
 
 
 def fit(features: np.ndarray, about: np.ndarray) -> Gate:

@@ -22,6 +22,10 @@ PREFILL = 2048
 NOT_TEXT = re.compile(r"<\|\w*(?:vision|image|video|audio)[^|]*\|>", re.IGNORECASE)
 
 
+# (number of the prompt, what was said so far) to what may follow.
+Guess = Callable[[int, list[int]], list[int]]
+
+
 @dataclass
 class Answer:
     """`text` is what was said, without think blocks; `tokens` counts those as well."""
@@ -34,29 +38,30 @@ class Answer:
 class _Batch:
     """State that all layers share: each row's next position and which columns are real."""
 
-    def __init__(self, prefix: int, lengths: list[int], room: int):
-        self.prefix, self.lengths = prefix, mx.array(lengths)
-        self.padded = max(lengths)
-        self.columns = prefix + self.padded + room
-        self.offset = 0
+    def __init__(self, columns: int):
+        self.columns = columns
+        self.offset: int | mx.array = 0
         self.filled = 0
+        self.real: mx.array | None = None
 
-    def begin_decoding(self) -> None:
-        self.offset = self.prefix + self.lengths
-
-    def advance(self, n: int) -> None:
+    def advance(self, n: int, kept: mx.array | None = None) -> None:
+        """After a pass over n columns, of which each row keeps the first `kept` (rows,)."""
+        if kept is not None:
+            all_real = mx.ones((kept.size, self.filled), dtype=mx.bool_)
+            before = all_real if self.real is None else self.real
+            self.real = mx.concatenate([before, mx.arange(n) < kept[:, None]], axis=1)
+        self.offset = self.offset + (n if kept is None else kept)
         self.filled += n
-        self.offset = self.offset + n
 
     def mask(self, n: int):
-        if isinstance(self.offset, int):
+        if self.real is None:
             return create_causal_mask(n, offset=self.offset) if self.offset else "causal"
-        column = mx.arange(self.filled + n)
-        start, end = self.prefix + self.lengths[:, None], self.prefix + self.padded
-        return ((column < start) | (column >= end))[:, None, None, :]
+        before = mx.broadcast_to(self.real[:, None, None], (len(self.real), 1, n, self.filled))
+        new = mx.broadcast_to(create_causal_mask(n), (len(self.real), 1, n, n))
+        return mx.concatenate([before, new], axis=-1)
 
     def keep(self, rows: mx.array) -> None:
-        self.lengths, self.offset = self.lengths[rows], self.offset[rows]
+        self.real, self.offset = self.real[rows], self.offset[rows]
 
 
 class _LayerCache:
@@ -83,12 +88,21 @@ class _LayerCache:
             # The shared prefix was computed as one row.
             self.keys = mx.repeat(self.keys, rows, axis=0)
             self.values = mx.repeat(self.values, rows, axis=0)
+        if end > self.keys.shape[2]:
+            # Drafts that were not kept took columns as well.
+            more = mx.zeros((rows, heads, max(n, self.batch.columns), dim), keys.dtype)
+            self.keys = mx.concatenate([self.keys, more], axis=2)
+            self.values = mx.concatenate([self.values, more], axis=2)
         self.keys[..., start:end, :] = keys
         self.values[..., start:end, :] = values
         return self.keys[..., :end, :], self.values[..., :end, :]
 
     def keep(self, rows: mx.array) -> None:
         self.keys, self.values = self.keys[rows], self.values[rows]
+
+
+def no_guess(prompt: int, said: list[int]) -> list[int]:
+    return []
 
 
 def head(model: nn.Module, hidden: mx.array) -> mx.array:
@@ -121,6 +135,11 @@ def shared_prefix(prompts: list[list[int]]) -> int:
     return shortest
 
 
+def padded(rows: list[list[int]]) -> mx.array:
+    width = max(map(len, rows))
+    return mx.array([r + [0] * (width - len(r)) for r in rows])
+
+
 def by_length(rows: Sequence[Sized], size: int) -> Iterator[list[int]]:
     """Indices of the rows in batches of similar length, the shortest first."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
@@ -135,14 +154,17 @@ def greedy_batch(
     stop: set[int],
     bias: mx.array | float = 0.0,
     first_bias: mx.array | float = 0.0,
+    guess: Guess = no_guess,
 ) -> list[list[int]]:
     """Greedy continuation of each prompt (token ids), without the stop token.
 
     bias: added to the logits, see text_bias; first_bias: to those of the first token as well.
+    guess: what may follow, given a prompt's number and its continuation so far: all of it that the
+    model would have said is taken at once (drafts.py).
     """
     batch, cache, logits = _read(model, prompts, max_tokens)
     token = mx.argmax(logits + bias + first_bias, axis=-1)
-    return _decode(model, batch, cache, token, max_tokens, stop, bias)
+    return _decode(model, batch, cache, token, max_tokens, stop, bias, guess)
 
 
 def first_logits(model: nn.Module, prompts: list[list[int]]) -> mx.array:
@@ -154,41 +176,59 @@ def _read(model, prompts, room: int) -> tuple[_Batch, list[_LayerCache], mx.arra
     """Everything after the prompts went through the model, and the logits of the next token."""
     prefix = shared_prefix(prompts)
     tails = [p[prefix:] for p in prompts]
-    batch = _Batch(prefix, [len(t) for t in tails], room)
+    lengths = mx.array([len(t) for t in tails])
+    longest = max(map(len, tails))
+    batch = _Batch(prefix + longest + room)
     cache = [_LayerCache(batch) for _ in model.layers]
     if prefix:
         mx.eval(model.model(mx.array([prompts[0][:prefix]]), cache))
         batch.advance(prefix)
-    padded = mx.array([t + [0] * (batch.padded - len(t)) for t in tails])
-    hidden = model.model(padded, cache)
-    batch.advance(batch.padded)
-    batch.begin_decoding()
-    last = mx.take_along_axis(hidden, (batch.lengths - 1)[:, None, None], axis=1)
+    hidden = model.model(padded(tails), cache)
+    batch.advance(longest, lengths)
+    last = mx.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     return batch, cache, head(model, last)[:, 0]
 
 
-def _decode(model, batch, cache, token, max_tokens, stop, bias) -> list[list[int]]:
+def _decode(model, batch, cache, token, max_tokens, stop, bias, guess) -> list[list[int]]:
     results: list[list[int]] = [[] for _ in range(token.size)]
-    active = list(range(token.size))
-    for step in range(max_tokens):
-        ids = token.tolist()
-        alive = [i for i, t in enumerate(ids) if active[i] >= 0 and t not in stop]
-        for i in alive:
-            results[active[i]].append(ids[i])
-        if not alive or step == max_tokens - 1:
-            break
+    active, done = list(range(token.size)), set()
+    said = [[t] for t in token.tolist()]
+    while True:
+        for i, new in zip(active, said, strict=True):
+            if i not in done and not _extend(results[i], new, max_tokens, stop):
+                done.add(i)
+        alive = [row for row, i in enumerate(active) if i not in done]
+        if not alive:
+            return results
         if len(alive) <= 0.75 * len(active):
-            rows = mx.array(alive)
-            active, token = [active[i] for i in alive], token[rows]
-            batch.keep(rows)
+            active = [active[row] for row in alive]
+            batch.keep(mx.array(alive))
             for layer in cache:
-                layer.keep(rows)
-        else:
-            active = [a if i in set(alive) else -1 for i, a in enumerate(active)]
-        hidden = model.model(token[:, None], cache)
-        batch.advance(1)
-        token = mx.argmax(head(model, hidden)[:, 0] + bias, axis=-1)
-    return results
+                layer.keep(mx.array(alive))
+        drafts = [[] if i in done else guess(i, results[i]) for i in active]
+        last = [results[i][-1:] or [0] for i in active]
+        tokens = padded([a + b for a, b in zip(last, drafts, strict=True)])
+        hidden = model.model(tokens, cache)
+        picks = mx.argmax(head(model, hidden) + bias, axis=-1).tolist()
+        said = [p[: agreed(d, p) + 1] for d, p in zip(drafts, picks, strict=True)]
+        batch.advance(tokens.shape[1], mx.array([len(s) for s in said]))
+
+
+def _extend(result: list[int], new: list[int], max_tokens: int, stop: set[int]) -> bool:
+    """Append new tokens up to a stop token or the limit; whether the answer goes on."""
+    for token in new:
+        if token in stop:
+            return False
+        result.append(token)
+        if len(result) == max_tokens:
+            return False
+    return True
+
+
+def agreed(draft: list[int], picks: list[int]) -> int:
+    """How many tokens of a draft are those that the model picks."""
+    pairs = zip(draft, picks, strict=False)
+    return next((n for n, (a, b) in enumerate(pairs) if a != b), len(draft))
 
 
 def answer_questions(
@@ -200,8 +240,10 @@ def answer_questions(
     stop: set[int],
     progress: Callable[[int], None] = lambda done: None,
     first_bias: mx.array | float = 0.0,
+    guess: Guess = no_guess,
 ) -> list[Answer]:
-    """Greedy answers to single-turn questions, in the order given. first_bias: see greedy_batch.
+    """Greedy answers to single-turn questions, in the order given. first_bias, guess: see
+    greedy_batch, but guess gets the number of the question.
 
     Batches are made of prompts of similar length, so that little is padded.
     """
@@ -212,7 +254,15 @@ def answer_questions(
     answers: dict[int, Answer] = {}
     for batch in by_length(tokens, settings.batch_size):
         batch_tokens = [tokens[i] for i in batch]
-        replies = greedy_batch(model, batch_tokens, settings.max_tokens, stop, bias, first_bias)
+        replies = greedy_batch(
+            model,
+            batch_tokens,
+            settings.max_tokens,
+            stop,
+            bias,
+            first_bias,
+            lambda row, said, batch=batch: guess(batch[row], said),
+        )
         for i, ids in zip(batch, replies, strict=True):
             reason = "stop" if len(ids) < settings.max_tokens else "length"
             raw = prompts.open_block(tokenizer, tokens[i]) + tokenizer.decode(ids)
@@ -226,7 +276,7 @@ def sample_batch(
 ) -> list[str]:
     """`rows` random continuations (temperature 1) of one prompt, up to the stop token."""
     mx.random.seed(seed)
-    batch = _Batch(0, [len(prompt)], max_tokens)
+    batch = _Batch(len(prompt) + max_tokens)
     cache = [_LayerCache(batch) for _ in model.layers]
     hidden = model.model(mx.array([prompt]), cache)
     batch.advance(len(prompt))

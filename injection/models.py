@@ -21,7 +21,7 @@ from mlx_lm.sample_utils import make_sampler
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from mlx_lm.utils import get_total_parameters, load_model, load_tokenizer
 
-from injection import batches, gate, generation, kernels, prompts, refusal, runtime, tensors
+from injection import batches, drafts, gate, generation, kernels, prompts, refusal, runtime, tensors
 from injection.files import InputError, model_fingerprint, read_json, require, shown
 from injection.profiles import Chat, Generation, Lora
 
@@ -166,7 +166,8 @@ class ChatModel:
 
     An adapter with a gate speaks only where the gate opens, see injection/gate.py; `use_gate`
     False lets it always speak. `adapter_speaks` tells who gave the last streamed answer. The
-    adapter's manifest says how readily it refuses, see injection/refusal.py.
+    adapter's manifest says how readily it refuses, see injection/refusal.py; its drafts make its
+    greedy streamed answers faster, see injection/drafts.py.
     """
 
     def __init__(self, folder: Path, chat: Chat):
@@ -185,6 +186,7 @@ class ChatModel:
     def _forget_adapter(self) -> None:
         self.adapter: Path | None = None
         self.gate: gate.Gate | None = None
+        self.drafts: drafts.Drafts | None = None
         self._first_bias: mx.array | float = 0.0
         self._plain: dict[str, nn.Module] = {}
         self._adapted: dict[str, nn.Module] = {}
@@ -205,9 +207,9 @@ class ChatModel:
             a, b = weights[f"{name}.lora_a"], weights[f"{name}.lora_b"]
             plain[name], adapted[name] = modules[name], _with_adapter(modules[name], a, b, scale)
         mx.eval([module.parameters() for module in adapted.values()])
-        found = gate.read_gate(adapter)
+        found, known = gate.read_gate(adapter), drafts.read_drafts(adapter)
         self._install(self._plain)
-        self.adapter, self.gate = adapter, found
+        self.adapter, self.gate, self.drafts = adapter, found, known
         self._first_bias = refusal.first_bias(manifest, self.model.args.vocab_size)
         self._plain, self._adapted = plain, adapted
         self._upper = batches.Upper(self.model, config["num_layers"])
@@ -222,8 +224,9 @@ class ChatModel:
 
     def gate_opens(self, conversations: list[list[dict]], batch_size: int = 1) -> list[bool]:
         """Whether the gate takes each conversation's last user turn for the document's."""
-        lower, tokenizer = self._upper.lower, self.tokenizer
-        features = gate.chat_features(lower, tokenizer, self.chat, conversations, batch_size)
+        features = gate.chat_features(
+            self._upper, self.tokenizer, self.chat, conversations, batch_size
+        )
         return self.gate.opens(features).tolist()
 
     def _speaks(self, conversations: list[list[dict]], batch_size: int = 1) -> list[bool]:
@@ -234,7 +237,7 @@ class ChatModel:
 
     def gate_opens_texts(self, texts: list[list[int]]) -> list[bool]:
         """Whether the gate takes plain texts (token ids) for the document's."""
-        return self.gate.opens(gate.text_features(self._upper.lower, texts)).tolist()
+        return self.gate.opens(gate.text_features(self._upper, texts)).tolist()
 
     def prompt(self, messages: list[dict]) -> list[int]:
         return prompts.prompt_tokens(self.tokenizer, messages, self.chat)
@@ -264,23 +267,42 @@ class ChatModel:
             tokens = tokens[-1:]
         else:
             self._let_speak(self.adapter is not None)
-        mx.random.seed(seed)
         opening = "" if begun else self.opening
         # A continued answer has its first token already.
-        first = [self._first_bias if self.adapter_speaks and not begun else 0.0]
-        for reply in stream_generate(
-            self.model,
-            self.tokenizer,
-            tokens,
-            max_tokens=max_tokens,
-            sampler=make_sampler(temp=temperature, top_p=top_p),
-            logits_processors=[
-                lambda _, logits: logits + self.bias + (first.pop() if first else 0.0)
-            ],
-            prompt_cache=cache,
-        ):
+        first_bias = self._first_bias if self.adapter_speaks and not begun else 0.0
+        if self.drafts and self.adapter_speaks and temperature == 0:
+            guess = self._guesses([messages[-1]["content"]], drafts.STREAM)
+            said = drafts.greedy(
+                self.model,
+                cache,
+                tokens,
+                lambda i, said: guess(i, [*begun, *said]),
+                self.bias,
+                first_bias,
+            )
+            replies = drafts.stream(self.model, self.tokenizer, said, len(tokens), max_tokens)
+        else:
+            mx.random.seed(seed)
+            first = [first_bias]
+            replies = stream_generate(
+                self.model,
+                self.tokenizer,
+                tokens,
+                max_tokens=max_tokens,
+                sampler=make_sampler(temp=temperature, top_p=top_p),
+                logits_processors=[
+                    lambda _, logits: logits + self.bias + (first.pop() if first else 0.0)
+                ],
+                prompt_cache=cache,
+            )
+        for reply in replies:
             yield replace(reply, text=opening + reply.text)
             opening = ""
+
+    def _guesses(self, questions: list[str], length: int) -> generation.Guess:
+        if not (self.drafts and questions):
+            return generation.no_guess
+        return self.drafts.guesses(self.tokenizer, questions, length)
 
     def _let_speak(self, adapter: bool) -> None:
         self.adapter_speaks = adapter
@@ -335,6 +357,7 @@ class ChatModel:
                 self.tokenizer.eos_token_ids,
                 lambda done, before=before: progress(before + done),
                 self._first_bias if adapted else 0.0,
+                self._guesses([questions[i] for i in chosen] if adapted else [], drafts.BATCH),
             )
             answers |= dict(zip(chosen, replies, strict=True))
         self._install(self._adapted)

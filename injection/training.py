@@ -3,7 +3,8 @@
 Reads:   data/<document>/<stage>/<profile>/{train,valid}.jsonl, for SFT also dev.jsonl, other.jsonl
          (for the gate only, if there) and the CPT adapter
 Writes:  adapters_<profile>_<document>_<stage>/  adapters.safetensors, adapter_config.json (both in
-         mlx-lm's format), metrics.jsonl, for SFT gate.safetensors, and manifest.json last
+         mlx-lm's format), metrics.jsonl, for SFT gate.safetensors and answers.jsonl, and
+         manifest.json last
 Command: python -m injection.training cpt --profile smollm2_135m --document paper
 
 A killed run goes on where it was: weights, optimizer, step and data order are kept in

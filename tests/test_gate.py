@@ -4,7 +4,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from injection import gate, generation, models, profiles, prompts
+from injection import batches, gate, generation, models, profiles, prompts
 from injection.files import read_json
 
 SFT = "adapters_tiny_paper_sft"
@@ -99,8 +99,8 @@ def test_gate_goes_question_by_question(chat_model, trained_once):
     for talk in talks:
         whole, last = model.prompt(talk), model.prompt(talk[-1:])
         asked.append((whole, len(whole) - len(last) + header))
-    features = gate.question_features(model._upper.lower, asked, 2)
-    alone = [gate.question_features(model._upper.lower, [a], 1)[0] for a in asked]
+    features = gate.question_features(model._upper, asked, 2)
+    alone = [gate.question_features(model._upper, [a], 1)[0] for a in asked]
     assert np.allclose(features, alone, atol=1e-5), "padding must not reach the mean"
     model.gate = gate.fit(features, np.array(wanted))
     assert model.gate_opens(talks, 2) == wanted
@@ -109,6 +109,21 @@ def test_gate_goes_question_by_question(chat_model, trained_once):
     for talk, speaks in zip(talks, wanted, strict=True):
         next(model.stream(talk, 1))
         assert model.adapter_speaks is speaks
+
+
+def test_what_all_questions_begin_with_is_read_once_and_changes_nothing(chat_model, monkeypatch):
+    model, _ = chat_model
+    upper, read = batches.Upper(model.model, 1), []
+    plain = upper.lower
+    monkeypatch.setattr(upper, "lower", lambda t, c=None: (read.append(t.shape[1]), plain(t, c))[1])
+    talks = [[{"role": "user", "content": q}] for q in QUESTIONS]
+    found = gate.chat_features(upper, model.tokenizer, model.chat, talks, 3)
+    header = len(prompts.user_header(model.tokenizer, model.chat))
+    prompt = [model.prompt(talk) for talk in talks]
+    assert read[0] == header > 1 and max(read[1:]) == max(map(len, prompt)) - header
+    for row, tokens in zip(found, prompt, strict=True):
+        hidden = np.array(plain(mx.array([tokens])))[0]
+        assert np.allclose(row, hidden[header:].mean(0), atol=1e-5)
 
 
 def test_sft_without_replay_has_no_gate(trained_once):

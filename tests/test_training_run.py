@@ -51,6 +51,7 @@ def test_adapter_folder_is_complete(trained_once, folder):
         "adapter_config.json",
         "manifest.json",
         "metrics.jsonl",
+        *(["answers.jsonl"] if folder == SFT else []),
     }
     assert not (trained_once / f"{folder}.partial").exists()
     recorded = manifest(trained_once / folder)
