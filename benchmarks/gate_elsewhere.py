@@ -40,12 +40,11 @@ def fitted_gates(project: Project, see: See, sample: int) -> dict[str, gate.Gate
     base = [r for r in rows if r.get("target") == "base"]
     own = [r for r in rows if r.get("target") != "base"][:sample]
     opened = see([r["messages"][0]["content"] for r in own], [])
-    asked = [r["messages"][0]["content"] for r in base]
+    shut = see([r["messages"][0]["content"] for r in base], [])
     other = [r["question"] for r in read_jsonl(project.data("sft") / "other.jsonl")]
     found = {}
     for name, more in {"rehearsal only": [], "and other subjects": other}.items():
-        shut = see(asked + more, finishing.plain_texts(base, more))
-        features = np.concatenate([opened, shut])
+        features = np.concatenate([opened, shut, see(more, finishing.plain_texts(base, more))])
         found[name] = gate.fit(features, np.arange(len(features)) < len(opened))
     return found
 

@@ -11,7 +11,8 @@ With --adapter it is the adapter that answers, everything, without its gate: mer
 for transformers, left out for llama.cpp, and one stream answers the first twelve questions.
 
 Reads:   models/<4-bit folder>, data/<document>/eval.jsonl (split test), the profile's wheel by pip
-Writes:  benchmarks/results/inference_speed.json and .png; prints one Markdown table
+Writes:  benchmarks/results/inference_speed.json and .png (inference_speed_adapter with --adapter);
+         prints one Markdown table
 Command: python benchmarks/inference_speed.py [--adapter adapters_smollm2_135m_paper_sft]
 """
 

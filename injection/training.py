@@ -332,7 +332,7 @@ def _note_validation(run_: Run, total: int) -> None:
     _append_metrics(run_, {**report, "validation": True})
     dev = "".join(f"  {k} {v:.0%}" for k, v in report.get("dev", {}).items())
     print(f"step {state.step}/{total}  validation loss {report['loss']:.4f}{dev}", flush=True)
-    if state.step and _beats(report, state.best):
+    if state.step and (not state.best or _rank(report) > _rank(state.best)):
         state.best, state.bad_validations = report, 0
         _save_weights(run_.work / "best.safetensors", run_.model)
     elif state.step:
@@ -341,10 +341,9 @@ def _note_validation(run_: Run, total: int) -> None:
             state.stopped = f"no better validation in {state.bad_validations}"
 
 
-def _beats(report: dict, best: dict) -> bool:
+def _rank(report: dict) -> tuple[float, float]:
     """As many dev questions right: the lower loss on held-out wordings decides."""
-    rank = [(r["score"], -r["loss"]) for r in (report, best) if r]
-    return len(rank) == 1 or rank[0] > rank[1]
+    return report["score"], -report["loss"]
 
 
 def _append_metrics(run_: Run, row: dict) -> None:
