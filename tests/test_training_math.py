@@ -9,6 +9,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.generate import generate_step
 from mlx_lm.models.activations import swiglu as plain_swiglu
 from mlx_lm.models.base import scaled_dot_product_attention as plain_attention
+from mlx_lm.tuner.lora import LoRALinear
 from support import tiny_copy
 
 from injection import (
@@ -22,6 +23,9 @@ from injection import (
     profiles,
     training,
 )
+
+# Before any model is loaded: models.load_base replaces it on a CPU.
+plain_lora_linear = LoRALinear.__call__
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +94,7 @@ def test_losses_and_gradients_equal_a_plain_forward(run, project, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(llama, "swiglu", plain_swiglu)
             patch.setattr(llama, "scaled_dot_product_attention", plain_attention)
+            patch.setattr(LoRALinear, "__call__", plain_lora_linear)
 
             def slow(rows=rows, plain=plain, base=base):
                 each = plain_losses(run, plain, base, rows)
@@ -159,6 +164,27 @@ def test_exp_equals_mlx():
     assert mx.max(mx.abs(kernels.exp(x) / mx.exp(x) - 1)).item() < 1e-6
     assert mx.isnan(kernels.exp(mx.array([float("nan")]))).item()
     assert mx.all(mx.isfinite(kernels.exp(mx.array([-1e9, 1e9])))).item()
+
+
+def test_lora_linear_equals_mlx_lm_in_value_and_gradient():
+    mx.random.seed(0)
+    layer = LoRALinear.from_base(nn.Linear(40, 70), r=4, scale=3.0)
+    layer.lora_b = mx.random.normal(layer.lora_b.shape)
+    x, weight = mx.random.normal((2, 5, 40)), mx.random.normal((2, 5, 70))
+
+    def value_and_gradients(function):
+        def score(parameters, x):
+            layer.update(parameters)
+            return (weight * function(layer, x)).sum()
+
+        return mx.value_and_grad(score, argnums=(0, 1))(layer.parameters(), x)
+
+    (ours, our_gradients), (theirs, gradients) = map(
+        value_and_gradients, (kernels.lora_linear, plain_lora_linear)
+    )
+    assert close(ours, theirs)
+    pairs = zip(tree_flatten(our_gradients), tree_flatten(gradients), strict=True)
+    assert all(name == other and close(a, b) for (name, a), (other, b) in pairs)
 
 
 @pytest.mark.parametrize("size", [kernels.LARGE // 50, 2 * kernels.LARGE // 50])
