@@ -99,7 +99,7 @@ def fit_refusal(run_: "Run") -> dict | None:
     size = project.profile.generation.batch_size
     chat = project.profile.chat
     found = refusal.margins(run_.model, tokenizer, chat, known, token, size)
-    bias = refusal.calibrate(found)
+    bias = refusal.calibrate(found, refusal.refusable(len(found)))
     print(f"refuses {(found < bias).mean():.1%} of {len(known)} known dev questions", flush=True)
     return {"token": token, "bias": bias, "known_refused": float((found < bias).mean())}
 

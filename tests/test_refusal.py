@@ -1,6 +1,7 @@
 """How readily an adapter refuses: where the threshold lies, and that all ways to ask obey it."""
 
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -15,10 +16,25 @@ SFT = "adapters_tiny_paper_sft"
 QUESTIONS = ["What is 3?", "Which answer has 7?", "Who wrote it, and when?", "Name a colour."]
 
 
-@pytest.mark.parametrize(("allowed", "refused"), [(0.0, 0), (0.02, 2), (0.1, 10)])
-def test_the_allowed_share_of_known_questions_is_refused(allowed, refused):
+@pytest.mark.parametrize("refused", [0, 2, 10])
+def test_so_many_known_questions_are_refused(refused):
     known = np.random.default_rng(0).permutation(np.linspace(-1, 9, 100))
-    assert (known < refusal.calibrate(known, allowed)).sum() == refused
+    assert (known < refusal.calibrate(known, refused)).sum() == refused
+
+
+def test_few_dev_questions_leave_less_room_than_the_allowed_share():
+    assert [refusal.refusable(n) for n in (1, 50, 100, 203)] == [0, 0, 0, 2]
+    assert refusal.refusable(20_000) == pytest.approx(0.0285 * 20_000, abs=10)
+
+
+def test_at_most_the_allowed_share_of_all_is_refused_nine_times_in_ten():
+    rng = np.random.default_rng(0)
+    shares = []
+    for _ in range(2000):
+        bias = refusal.calibrate(dev := rng.normal(size=203), refusal.refusable(203))
+        assert (dev < bias).sum() == 2
+        shares.append(0.5 * (1 + math.erf(bias / 2**0.5)))
+    assert 0.88 < np.mean(np.array(shares) <= refusal.ALLOWED) <= 0.99
 
 
 def test_what_another_threshold_would_cost_and_bring():
